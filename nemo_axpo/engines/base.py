@@ -1,0 +1,35 @@
+"""The engine protocol: token ids (+ images) in, token ids + log-probs out, load weights, close."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from nemo_axpo.types import Completion, GenerationRequest
+
+
+class EngineError(RuntimeError):
+    """The engine could not serve a request (infrastructure, not the policy): the rollout is lost and retried."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What the rollouts need of a generation engine; ``hf``, vLLM and TRT-LLM implement it.
+
+    Contract: ``generate`` may be awaited by any number of tasks of one event loop at once; the completion depends on the
+    request and the weights alone (its seed, not its neighbours); sampling bans the ids the engine was built with; the
+    returned log-probs are those of the distribution sampled from, in natural log.
+    """
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights in use."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """Samples one completion. ValueError for a request that cannot be served as asked; EngineError when down."""
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, object]], *, policy_version: int) -> None:
+        """Replaces the weights (HF names, full tensors), drops every cache and raises ``policy_version``."""
+
+    async def close(self) -> None:
+        """Aborts what runs and frees memory."""
