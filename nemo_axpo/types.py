@@ -349,11 +349,13 @@ class TrainBatch:
     samples: tuple[TrainingSample, ...]
     num_planned_rollouts: int
     """B·N: the constant of ``sequence_mean`` aggregation; extra rows must not dilute the ordinary ones."""
+    num_dropped_tokens: int = 0
+    """Unmasked tokens of rows left out of ``samples`` because they have no gradient (``drop_without_advantage``)."""
 
     @property
     def num_loss_tokens(self) -> int:
-        """Unmasked tokens of the step: the constant of ``token_mean`` aggregation."""
-        return sum(sum(sample.loss_mask) for sample in self.samples)
+        """Unmasked tokens of the step, dropped rows included: the constant of ``token_mean`` aggregation."""
+        return sum(sum(sample.loss_mask) for sample in self.samples) + self.num_dropped_tokens
 
 
 def group_rollouts(questions: Sequence[Question], rollouts: Sequence[Rollout]) -> tuple[RolloutGroup, ...]:

@@ -1,0 +1,1 @@
+"""Data: images, chat rendering, vocabulary and training samples."""

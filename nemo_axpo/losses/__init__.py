@@ -1,0 +1,1 @@
+"""Pure tensor maths: policy loss, supervised loss, KL and aggregation."""

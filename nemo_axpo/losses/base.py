@@ -1,0 +1,59 @@
+"""What the actor asks of a loss. Everything a loss returns is a sum, so that micro-batches and ranks simply add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from nemo_axpo.types import TrainBatch
+
+TOKEN_COUNT = "num_loss_tokens"
+"""The metric that counts unmasked tokens; every other metric is a sum over them."""
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """Loss and metrics of one micro-batch."""
+
+    loss: Tensor
+    """Scalar: this micro-batch's share of the step's loss, already divided by the step's normalizer."""
+    metrics: dict[str, Tensor]
+    """Float64 scalars without gradient: sums over unmasked tokens, and their number under ``num_loss_tokens``."""
+
+
+class Loss(Protocol):
+    """A loss over rows ``[B, S]``; position t speaks of predicting token t."""
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss reads the log-probs of the policy before the step's first optimizer step."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads the log-probs of the fixed reference policy."""
+
+    def normalizer_of(self, batch: TrainBatch) -> float:
+        """The constant by which every micro-batch of ``batch`` is divided."""
+
+    def __call__(
+        self,
+        *,
+        logprobs_BS: Tensor,
+        old_logprobs_BS: Tensor | None,
+        ref_logprobs_BS: Tensor | None,
+        advantages_BS: Tensor,
+        mask_BS: Tensor,
+        normalizer: float,
+    ) -> LossOutput:
+        """Loss of one micro-batch; padding and untrained tokens are False in ``mask_BS``."""
+
+
+def mean_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Token means from metrics summed over all micro-batches and ranks; the token count stays a count."""
+    num_tokens = float(sums[TOKEN_COUNT])
+    assert num_tokens > 0, "no unmasked token was trained"
+    means = {name: float(value) / num_tokens for name, value in sums.items() if name != TOKEN_COUNT}
+    return {**means, TOKEN_COUNT: num_tokens}
