@@ -132,6 +132,8 @@ class ToolCall:
     arguments: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     """Why the call cannot be executed, in words the model can act on; empty for a well-formed call."""
+    error_kind: str = ""
+    """Short machine-readable kind (``unclosed``, ``bad_json``, ``unknown_tool``, ``bad_arguments``); empty without error."""
 
 
 @dataclass(frozen=True)

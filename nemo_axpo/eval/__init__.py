@@ -1,0 +1,1 @@
+"""Evaluation: Pass@1, Pass@k and how a policy uses its tools."""

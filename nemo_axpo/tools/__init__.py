@@ -1,0 +1,1 @@
+"""Tools: the protocol, tool calls parsed on token ids, and their execution."""
