@@ -1,0 +1,1 @@
+"""The embedded engine: an in-process sampler of Qwen3-VL with continuous admission and shared prefixes."""

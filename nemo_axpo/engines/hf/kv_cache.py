@@ -1,0 +1,63 @@
+"""Preallocated keys and values of all cache rows, with the row moves that keep the running rows in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KvCache:
+    """Keys and values ``[layers, 2, rows, kv heads, positions, head_dim]``.
+
+    Layer-major, so that the first R rows of one layer are one strided batch: attention over the running rows reads the
+    cache in place. Zeros at the start: a masked position must be finite, for 0 · NaN is NaN.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_positions: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (num_layers, 2, num_rows, num_kv_heads, num_positions, head_dim)
+        self._kv = torch.zeros(shape, device=device, dtype=dtype)
+        self._heads = torch.arange(num_kv_heads, device=device) * num_positions
+        self.num_rows = num_rows
+        self.num_positions = num_positions
+        self.head_dim = head_dim
+        self.device = device
+
+    def write_index(self, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Flat index ``[N · kv heads]`` for ``write`` of one token per (row, position)."""
+        row_stride = self._kv.shape[3] * self.num_positions
+        return ((rows_N * row_stride + positions_N).unsqueeze(1) + self._heads).flatten()
+
+    def write(self, layer: int, *, index: Tensor, keys_NHD: Tensor, values_NHD: Tensor) -> None:
+        """Stores the keys and values of N tokens at ``write_index``."""
+        keys, values = self._kv[layer].flatten(1, 3)
+        keys.index_copy_(0, index, keys_NHD.reshape(-1, self.head_dim))
+        values.index_copy_(0, index, values_NHD.reshape(-1, self.head_dim))
+
+    def read(self, layer: int, *, rows: slice, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Views of keys and values, each ``[rows · kv heads, num_positions, head_dim]``; nothing is copied."""
+        keys, values = self._kv[layer, :, rows].flatten(1, 2)[:, :, :num_positions]
+        return keys, values
+
+    def copy(self, sources: Sequence[int], *, targets: Sequence[int], num_positions: int) -> None:
+        """Copies the first positions of ``sources`` onto ``targets``; both may overlap, as in a permutation."""
+        from_rows = torch.tensor(sources, device=self.device)
+        to_rows = torch.tensor(targets, device=self.device)
+        self._kv[:, :, :, :, :num_positions].index_copy_(
+            2, to_rows, self._kv[:, :, :, :, :num_positions].index_select(2, from_rows)
+        )
+
+    def clear(self) -> None:
+        """Zeroes everything (a diverged policy may have left NaN behind)."""
+        self._kv.zero_()
