@@ -87,9 +87,7 @@ def prefix_credit(
     return Credit(source.rollout_id, RowPart.PREFIX, advantage_of(r_prefix, rewards=rewards))
 
 
-def row_credits(
-    group: Sequence[RolloutScore], *, continuations: Mapping[str, Sequence[ResampleScore]]
-) -> list[Credit]:
+def row_credits(group: Sequence[RolloutScore], *, continuations: Mapping[str, Sequence[ResampleScore]]) -> list[Credit]:
     """Credits of the ordinary rollouts of one question: sources with continuations by Eq. 3-4, the rest plain GRPO."""
     return [
         prefix_credit(score, group=group, continuations=continuations[score.rollout_id])

@@ -102,6 +102,8 @@ def build_samples(
     assert len(credit_of) == len(credits), "a row has two credits: its tokens would be updated from two sources"
     arrived = [rollout for rollout in rollouts if rollout.status is not RolloutStatus.LOST]
     assert len({rollout.rollout_id for rollout in arrived}) == len(arrived), "two rows share a rollout id"
+    uncredited = [rollout.rollout_id for rollout in arrived if rollout.rollout_id not in credit_of]
+    assert not uncredited, f"rows without a credit: {uncredited}"
     samples = [build_sample(row, credit=credit_of[row.rollout_id], temperature=temperature) for row in arrived]
     return tuple(sample for sample in samples if any(sample.loss_mask))
 
