@@ -1,0 +1,119 @@
+"""Images stored once by content hash, with the features the vision tower reads.
+
+Records carry image ids only. N rollouts of a question share one stored image and one processed tensor, however often the
+image is shown; frameworks which copy pixels with every row run out of host memory on image-heavy batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nemo_axpo.types import ImageId
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Input of the vision tower for one image."""
+
+    pixel_values_PD: torch.Tensor
+    """[P, D] float32: P patches in the processor's merge-block order, D = channels · temporal patch · patch²."""
+    grid_thw: tuple[int, int, int]
+    """Patches in time, height, width; P = t·h·w."""
+    num_tokens: int
+    """Language-model tokens of the image: P / merge_size²."""
+
+
+class ImageStore:
+    """Content-addressed images of the questions and tool results in flight."""
+
+    def __init__(self, image_processor: Any) -> None:
+        """``image_processor``: a Qwen2-VL image processor of transformers (decides resize, normalisation, patches)."""
+        self._processor = image_processor
+        self._images: dict[ImageId, Image.Image] = {}
+        self._features: dict[ImageId, ImageFeatures] = {}
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._images
+
+    @property
+    def min_side(self) -> int:
+        """Pixels of the side of one language-model token: images smaller than this are enlarged by the processor."""
+        return int(self._processor.patch_size * self._processor.merge_size)
+
+    def add(self, image: Image.Image) -> ImageId:
+        """Stores an image (converted to RGB, EXIF rotation applied) and returns its id; equal pixels give equal ids."""
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        image_id = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
+        self._images.setdefault(image_id, rgb)
+        return image_id
+
+    def image(self, image_id: ImageId) -> Image.Image:
+        """The stored RGB image at full resolution. KeyError for an id that was never added or was dropped."""
+        try:
+            return self._images[image_id]
+        except KeyError:
+            raise KeyError(f"image {image_id[:12]} is not in the store: add() it, or keep its id in retain()") from None
+
+    def features(self, image_id: ImageId) -> ImageFeatures:
+        """Processed patches of one image, computed at the first request."""
+        if image_id not in self._features:
+            self.prepare([image_id])
+        return self._features[image_id]
+
+    def prepare(self, image_ids: Sequence[ImageId]) -> None:
+        """Processes several images in one call of the processor (its fixed cost is larger than a small image's)."""
+        missing = [i for i in dict.fromkeys(image_ids) if i not in self._features]
+        if not missing:
+            return
+        batch = self._processor(images=[self.image(i) for i in missing], return_tensors="pt")
+        pixels, grids = batch["pixel_values"].float(), batch["image_grid_thw"].tolist()
+        start = 0
+        for image_id, (t, h, w) in zip(missing, grids, strict=True):
+            stop = start + t * h * w
+            tokens = t * h * w // self._processor.merge_size**2
+            self._features[image_id] = ImageFeatures(pixels[start:stop].clone(), (t, h, w), tokens)
+            start = stop
+
+    def retain(self, image_ids: Iterable[ImageId]) -> None:
+        """Forgets every image that is not named."""
+        kept = set(image_ids)
+        self._images = {i: image for i, image in self._images.items() if i in kept}
+        self._features = {i: features for i, features in self._features.items() if i in kept}
+
+
+def decode_image(source: bytes | str | Path) -> Image.Image:
+    """Decodes image bytes or a file completely (not lazily), so that a broken image fails where it is read.
+
+    Raises ValueError naming the source, what is wrong with it and the cure.
+    """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return image.copy()
+    except FileNotFoundError:
+        raise ValueError(f"image {name} does not exist: correct its path in the data file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"image {name} cannot be decoded ({error}): replace it with a whole PNG, JPEG or WebP file"
+        ) from error
+
+
+def load_image_processor(checkpoint: str | Path) -> Any:
+    """The Qwen2-VL image processor of a checkpoint, without torchvision (transformers 5.x and 4.57)."""
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as processor
+    except ImportError:  # transformers 4.57: the numpy processor carries the plain name
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as processor
+    return processor.from_pretrained(str(checkpoint))

@@ -1,0 +1,63 @@
+"""Special tokens by id, looked up once and refused where they are not single tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+TOKEN_TEXT = {
+    "im_start": "<|im_start|>",
+    "im_end": "<|im_end|>",
+    "endoftext": "<|endoftext|>",
+    "think": "<think>",
+    "think_end": "</think>",
+    "tool_call": "<tool_call>",
+    "tool_call_end": "</tool_call>",
+    "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+    "image_pad": "<|image_pad|>",
+    "video_pad": "<|video_pad|>",
+}
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that steer a rollout. A thinking prefix is cut at an id, so every one must be a single token."""
+
+    im_start: int
+    im_end: int
+    endoftext: int
+    think: int
+    think_end: int
+    tool_call: int
+    tool_call_end: int
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    video_pad: int
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> SpecialTokens:
+        """Looks every token up. ValueError naming the text and the ids it splits into, with the cure."""
+        return cls(**{field.name: _single_id(tokenizer, TOKEN_TEXT[field.name]) for field in fields(cls)})
+
+
+def _single_id(tokenizer: Any, text: str) -> int:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1 or tokenizer.unk_token_id in ids:
+        raise ValueError(
+            f"{text} must be a single token, but this tokenizer encodes it as {ids}: use a Qwen3-VL tokenizer, or add it "
+            f"with tokenizer.add_tokens([{text!r}], special_tokens=True) and resize the embeddings"
+        )
+    return ids[0]
+
+
+def banned_token_ids(tokenizer: Any, *, vocab_size: int) -> tuple[int, ...]:
+    """Ids the policy must never sample: vision placeholders and embedding rows without a token.
+
+    ``vocab_size``: rows of the embedding (padded beyond the tokenizer). The engine and the trainer mask the same ids, so
+    that their distributions agree; a sampled placeholder would be taken for an image in the next turn.
+    """
+    special = SpecialTokens.from_tokenizer(tokenizer)
+    placeholders = {special.image_pad, special.video_pad, special.vision_start, special.vision_end}
+    return tuple(sorted(placeholders | set(range(len(tokenizer), vocab_size))))
