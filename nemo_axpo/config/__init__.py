@@ -1,0 +1,1 @@
+"""Configuration: schema, loading from conf/, checks across sections."""

@@ -1,0 +1,107 @@
+"""Checks across sections, made before any work: each problem as rule, value, cure.
+
+What one field alone may hold is the schema's business; here are the values that do not fit each other, the machine or the
+files they name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_axpo.algorithms.base import get_algorithm
+from nemo_axpo.config.schema import Config
+from nemo_axpo.errors import ConfigError, rule_message
+
+
+def check_config(config: Config, *, world_size: int = 1) -> None:
+    """ConfigError that lists every problem of ``config`` on a job of ``world_size`` ranks."""
+    problems = [
+        *_algorithm_problems(config),
+        *_length_problems(config),
+        *_layout_problems(config, world_size=world_size),
+        *_device_problems(config),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_model_path(config: Config) -> None:
+    """ConfigError unless ``model.path`` is an HF checkpoint directory: RL starts from a policy that can act."""
+    path = config.model.path
+    if path is None or not (Path(path) / "config.json").is_file():
+        raise ConfigError(
+            rule_message(
+                "model.path must be a Hugging Face checkpoint directory (with config.json)",
+                got=path,
+                cure="run `nemo-axpo sft` first and give its checkpoint, or download a Qwen3-VL checkpoint",
+            )
+        )
+
+
+def algorithm_arguments(config: Config) -> dict[str, object]:
+    """Keyword arguments of the algorithm's constructor: its section and B."""
+    return {"num_questions": config.data.num_questions_per_step, **config.algorithm.model_dump(exclude={"name"})}
+
+
+def _algorithm_problems(config: Config) -> Iterator[str]:
+    """N, K, r and B that make no sense together; the algorithm itself is the judge."""
+    try:
+        get_algorithm(config.algorithm.name)(**algorithm_arguments(config))
+    except ValueError as error:
+        yield f"algorithm: {error}"
+    num_rows = config.data.num_questions_per_step * config.algorithm.num_rollouts
+    if config.actor.num_minibatches > num_rows:
+        yield rule_message(
+            "actor.num_minibatches must not exceed the ordinary rollouts of a step (B·N)",
+            got=f"{config.actor.num_minibatches} > {num_rows}",
+            cure="lower it, or raise data.num_questions_per_step",
+        )
+
+
+def _length_problems(config: Config) -> Iterator[str]:
+    rollout, engine = config.rollout, config.engine
+    if rollout.max_row_tokens > engine.max_model_len:
+        yield rule_message(
+            "rollout.max_row_tokens must not exceed engine.max_model_len",
+            got=f"{rollout.max_row_tokens} > {engine.max_model_len}",
+            cure="lower the first or raise the second",
+        )
+    if rollout.max_new_tokens >= rollout.max_row_tokens:
+        yield rule_message(
+            "rollout.max_new_tokens must leave room for the prompt in rollout.max_row_tokens",
+            got=f"{rollout.max_new_tokens} >= {rollout.max_row_tokens}",
+            cure="lower the first or raise the second",
+        )
+    if rollout.max_row_tokens > config.actor.micro_batch_tokens:
+        yield rule_message(
+            "actor.micro_batch_tokens must hold one row (rollout.max_row_tokens)",
+            got=f"{config.actor.micro_batch_tokens} < {rollout.max_row_tokens}",
+            cure="raise the first or lower the second",
+        )
+
+
+def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
+    parallel = math.prod((config.actor.tensor_parallel, config.actor.pipeline_parallel))
+    if world_size % parallel:
+        yield rule_message(
+            "the number of ranks must be a multiple of actor.tensor_parallel x actor.pipeline_parallel",
+            got=f"{world_size} ranks, {config.actor.tensor_parallel} x {config.actor.pipeline_parallel}",
+            cure=f"start {parallel} ranks (torchrun --nproc-per-node {parallel} -m nemo_axpo.cli train ...) or lower them",
+        )
+
+
+def _device_problems(config: Config) -> Iterator[str]:
+    if config.device == "cuda" and not _has_cuda():
+        yield rule_message(
+            "device=cuda needs a CUDA build of torch and a visible GPU",
+            got="torch.cuda.is_available() is False",
+            cure="choose device=cpu, or install a CUDA build of torch (requirements in README.md)",
+        )
+
+
+def _has_cuda() -> bool:
+    import torch  # Late: a config is checked within milliseconds where no GPU is asked for.
+
+    return torch.cuda.is_available()

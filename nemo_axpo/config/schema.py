@@ -1,0 +1,230 @@
+"""The schema of a run, and the only home of defaults.
+
+Defaults are the paper's where the paper has one (N, K, r, clips, KL, turns) and else those of a real model; a recipe under
+``conf/`` states what it changes. Every section is frozen, and a key no section has is an error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown key, no NaN, field docs kept for error messages."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """Where the policy's weights come from."""
+
+    path: str | None = None
+    """HF checkpoint directory; null: the tiny model of the embedded world with random weights (sft only)."""
+
+
+class DataConfig(Section):
+    """Which questions are asked."""
+
+    name: str = "world"
+    """Data source; ``world`` is the embedded world."""
+    num_questions_per_step: Count = 16
+    """B: questions of one step of the whole job."""
+
+
+class WorldConfig(Section):
+    """The embedded world: how much each view tells, and what its warm start teaches."""
+
+    dots: Probability = 0.5
+    """Contrast of the dots, visible only when zoomed in, as a share of the colour's distance from gray."""
+    tint: Probability = 0.25
+    """Contrast that survives in the view from afar; raises the direct accuracy."""
+    cast: NonNegative = 40.0
+    """Standard deviation of a tile's random colour cast, in 0-255 levels; lowers the direct accuracy."""
+    aim_rate: Probability = 0.05
+    """Share of the warm start's tool calls that aim at the right tile; raises the tool accuracy."""
+    tool_rate: Probability = 0.275
+    """Share of the warm start's answers that use the tool."""
+
+
+class GrpoConfig(Section):
+    """Group-relative policy optimisation."""
+
+    name: Literal["grpo"] = "grpo"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """N: ordinary rollouts per question."""
+
+
+class AxpoConfig(Section):
+    """GRPO plus resampling of tool calls where every tool-using rollout is wrong."""
+
+    name: Literal["axpo"] = "axpo"
+    num_rollouts: Annotated[int, Field(ge=2)] = 8
+    """N: ordinary rollouts per question."""
+    num_continuations: Annotated[int, Field(ge=2)] = 4
+    """K: continuations per selected thinking prefix."""
+    resample_ratio: Positive = 0.25
+    """r: extra continuations a step, as a share of B·N."""
+
+
+AlgorithmConfig = Annotated[GrpoConfig | AxpoConfig, Field(discriminator="name")]
+
+
+class LossConfig(Section):
+    """Clipped surrogate and KL (Eq. 5-6)."""
+
+    clip_low: Probability = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: NonNegative = 0.4
+    """The ratio is clipped above 1 + clip_high."""
+    kl_coef: NonNegative = 1e-3
+    """β: weight of the KL to the fixed reference policy; 0 turns it off."""
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Mean over the step's unmasked tokens, or over rows with the constant 1/(B·N)."""
+
+
+class OptimizerConfig(Section):
+    """AdamW with a constant learning rate after a linear warm-up."""
+
+    lr: Positive = 2e-6
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.01
+    clip_grad: NonNegative = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+
+
+class ActorConfig(Section):
+    """How the policy is trained."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    micro_batch_tokens: Count = 32_768
+    """Padded tokens of one forward and backward pass."""
+    num_minibatches: Count = 1
+    """Optimizer steps per training step; with 1 the batch is exactly on-policy and old log-probs are not needed."""
+    tensor_parallel: Count = 1
+    pipeline_parallel: Count = 1
+
+
+class EngineConfig(Section):
+    """The generation engine of the rollouts."""
+
+    name: Literal["hf"] = "hf"
+    max_num_seqs: Count = 128
+    """Requests decoded at the same time; more wait."""
+    max_model_len: Count = 20_480
+    """Longest row in tokens, images included, the engine can hold."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class RolloutConfig(Section):
+    """Limits and sampling of one training rollout."""
+
+    max_turns: Count = 3
+    """Model segments; a tool call in the last one leaves the rollout unanswered."""
+    max_new_tokens: Count = 8_192
+    """Tokens sampled in one turn."""
+    max_row_tokens: Count = 20_480
+    """Tokens of a whole row: prompt, model segments, observations, images."""
+    max_time_s: Positive = 600.0
+    """Wall seconds of one rollout."""
+    temperature: Positive = 1.0
+    """The trainer divides its logits by it too; greedy decoding has no gradient to learn from."""
+
+
+class ToolsConfig(Section):
+    """What the model may call."""
+
+    names: tuple[str, ...] = ("image_zoom_in",)
+    """Tools offered in the system turn; their order is the order of the schemas."""
+    min_crop_pixels: Count = 16
+    """Shortest side of a crop; a smaller box grows around its centre."""
+
+
+class TrainConfig(Section):
+    """Length of the run and what it leaves behind."""
+
+    num_steps: Count = 300
+    """Rollout-and-update steps of the run."""
+    eval_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between evaluations; 0 evaluates only before and after training."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between checkpoints; 0 writes only the last one."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept."""
+    record_every: Annotated[int, Field(ge=0)] = 10
+    """Steps between recorded groups (trees of the report); 0 records none."""
+
+
+class EvalConfig(Section):
+    """Evaluation on held-out questions."""
+
+    num_questions: Count = 300
+    num_rollouts: Count = 4
+    """Rollouts per question: k of Pass@k."""
+    seed: int = 1_000_003
+    """Chooses the held-out questions, and nothing else does: every run is asked the same ones."""
+    temperature: NonNegative = 1.0
+    """0 is greedy decoding."""
+
+
+class SftConfig(Section):
+    """Supervised warm start on fresh samples."""
+
+    num_steps: Count = 500
+    batch_size: Count = 64
+    """Fresh trajectories per step."""
+    lr: Positive = 1e-5
+    """Peak learning rate; cosine decay."""
+    min_lr_ratio: Probability = 0.0
+    """Last learning rate as a share of the peak."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: NonNegative = 0.01
+
+
+class WandbConfig(Section):
+    """Weights & Biases; the key comes from the environment (WANDB_API_KEY), never from here."""
+
+    enabled: bool = False
+    project: str = "nemo_axpo"
+
+
+class LoggingConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: WandbConfig = WandbConfig()
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: int = 0
+    """Root of every derived seed."""
+    output_dir: str = "outputs/run"
+    """Run directory."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    world: WorldConfig = WorldConfig()
+    algorithm: AlgorithmConfig = AxpoConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    actor: ActorConfig = ActorConfig()
+    engine: EngineConfig = EngineConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    tools: ToolsConfig = ToolsConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    sft: SftConfig = SftConfig()
+    logging: LoggingConfig = LoggingConfig()

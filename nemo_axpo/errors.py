@@ -1,0 +1,24 @@
+"""Errors a user can cure; the command line prints them without a traceback."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message says the rule, the value and the cure."""
+
+
+class RunDirectoryError(ValueError):
+    """An output directory that cannot take this run."""
+
+
+class CheckpointError(ValueError):
+    """A training checkpoint that cannot be written, or is not what was written."""
+
+
+class MissingExtraError(ImportError):
+    """An optional package that is not installed; the message holds its install line."""
+
+
+def rule_message(rule: str, *, got: object, cure: str) -> str:
+    """``<rule>; got <value>: <cure>``, the form of every error of this project."""
+    return f"{rule}; got {got}: {cure}"

@@ -1,0 +1,47 @@
+"""Package metadata. torch is declared without a pin: which build is right depends on the machine (see README)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="nemo_axpo",
+    version="0.1.0",
+    description="Agent eXplorative Policy Optimization (AXPO) for Qwen3-VL agents on Megatron",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["nemo_axpo", "nemo_axpo.*"]), "nemo_axpo.conf"],
+    # The checkout keeps conf/ at the top, as NeMo users expect it; a wheel carries it inside the package.
+    package_dir={"nemo_axpo.conf": "conf"},
+    package_data={"nemo_axpo": ["**/*.html", "**/*.css", "**/*.js", "**/*.json"], "nemo_axpo.conf": ["**/*.yaml"]},
+    entry_points={"console_scripts": ["nemo-axpo = nemo_axpo.cli:main"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=4.57,<6",
+        "megatron-core==0.16.1",
+        "nemo-aligner==0.7.0",
+        "hydra-core>=1.3,<1.4",
+        "omegaconf>=2.3,<2.4",
+        "pydantic>=2.7,<3",
+        "jsonschema>=4",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10",
+        "rich>=13",
+        "safetensors>=0.4.5",
+        "tensorboard>=2.16",
+    ],
+    extras_require={
+        "nemo": ["nemo-toolkit==2.4.1", "lightning<2.6"],
+        "te": ["transformer-engine[pytorch]>=2.10"],
+        "vllm": ["vllm>=0.14"],
+        "trtllm": ["tensorrt-llm>=1.1"],
+        "wandb": ["wandb>=0.17"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],
+    },
+)
