@@ -147,8 +147,8 @@ class ToolsConfig(Section):
 
     names: tuple[str, ...] = ("image_zoom_in",)
     """Tools offered in the system turn; their order is the order of the schemas."""
-    min_crop_pixels: Count = 16
-    """Shortest side of a crop; a smaller box grows around its centre."""
+    min_crop_side: Count | None = None
+    """Shortest side of a crop in pixels; a smaller box grows around its centre. null: one vision token."""
 
 
 class TrainConfig(Section):

@@ -1,0 +1,250 @@
+"""The ``nemo-axpo`` command. Each subcommand loads its implementation only when it runs, so ``--help`` is immediate.
+
+What the user can cure (a value, a path, a missing extra) ends as one message and exit status 2; a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from nemo_axpo.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from nemo_axpo.config.schema import Config
+
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit statuses; 130 is what a shell reports for Ctrl-C."""
+_OVERRIDES = (
+    "settings as section.key=value or group=option, e.g. algorithm=grpo train.num_steps=10 (the keys are in "
+    "nemo_axpo/config/schema.py, the groups in conf/)"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns the exit status."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("nemo-axpo: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if options.traceback or not is_user_error(error):
+            raise
+        print(f"nemo-axpo: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def is_user_error(error: Exception) -> bool:
+    """Whether the message is the whole answer: a missing file or extra, or a ValueError that this package raised itself.
+
+    A ValueError from inside a library is a bug of ours, and its traceback is needed.
+    """
+    if isinstance(error, FileNotFoundError | MissingExtraError):
+        return True
+    return isinstance(error, ValueError) and _raising_module(error.__traceback__).split(".")[0] == "nemo_axpo"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of every subcommand."""
+    parser = argparse.ArgumentParser(prog="nemo-axpo", description="AXPO for Qwen3-VL agents.")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_train(subparsers)
+    _add_sft(subparsers)
+    _add_eval(subparsers)
+    _add_export(subparsers)
+    _add_report(subparsers)
+    _add_quickstart(subparsers)
+    for subparser in subparsers.choices.values():
+        subparser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _add_train(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="reinforcement learning with AXPO or GRPO",
+        description="Trains a policy with reinforcement learning and writes a run directory.",
+        epilog="example: nemo-axpo train algorithm=grpo model.path=outputs/sft/hf --output-dir outputs/grpo",
+    )
+    _add_config_options(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in the output directory from its last checkpoint (start it where there is none); "
+        "without settings the run's own config is used",
+    )
+    parser.set_defaults(run=_train)
+
+
+def _add_sft(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "sft",
+        help="supervised warm start",
+        description="Trains the policy to imitate trajectories, so that reinforcement learning starts from one that acts.",
+    )
+    _add_config_options(parser)
+    parser.set_defaults(run=_sft)
+
+
+def _add_eval(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="evaluate a checkpoint",
+        description="Evaluates a Hugging Face checkpoint: Pass@1, Pass@k, tool use, tool and direct accuracy.",
+        epilog="example: nemo-axpo eval --checkpoint exported/ eval.num_questions=500",
+    )
+    _add_config_options(parser)
+    parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="take the settings of this run")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="checkpoint directory (sets model.path)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
+    parser.set_defaults(run=_eval)
+
+
+def _add_export(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "export",
+        help="write a run's policy as a Hugging Face checkpoint",
+        description="Writes the policy of a run's newest training checkpoint as a checkpoint that transformers loads.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="directory to write")
+    parser.set_defaults(run=_export)
+
+
+def _add_report(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "report",
+        help="report.html, pictures and a table from runs",
+        description="Reads every run in or below the directories, finished or not, and writes report.html and pictures.",
+    )
+    parser.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="run or study directory")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="directory to write (default: the first DIR)")
+    parser.set_defaults(run=_report)
+
+
+def _add_quickstart(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "quickstart",
+        help="teach a tiny model to use a tool: GRPO beside AXPO",
+        description="Warm start, GRPO and AXPO on the embedded world, evaluation, report.html.",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/quickstart"), metavar="DIR",
+                        help="where everything goes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="root of all randomness (default: %(default)s)")
+    parser.add_argument("--smoke", action="store_true", help="the whole path in about a minute; shows that it works")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.set_defaults(run=_quickstart)
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="SETTING", help=_OVERRIDES)
+    parser.add_argument("--config-name", metavar="NAME", help="recipe: a file of conf/ (default: config)")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="directory of your own recipes")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="run directory (sets output_dir)")
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = _resumed_config(options) if options.resume else None
+    config = config or _composed_config(options)
+    _check(config, needs_policy=True)
+    from nemo_axpo.train import run_training
+
+    run_training(config, resume=options.resume)
+
+
+def _sft(options: argparse.Namespace) -> None:
+    config = _composed_config(options)
+    _check(config, needs_policy=False)
+    from nemo_axpo.sft import run_sft
+
+    run_sft(config)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    config = _evaluated_config(options)
+    _check(config, needs_policy=True)
+    from nemo_axpo.eval.command import run_eval
+
+    run_eval(config, output=options.output)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from nemo_axpo.export import export_checkpoint
+
+    export_checkpoint(options.run_dir, output=options.output)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from nemo_axpo.report.command import build_report
+
+    report = build_report(options.directories, output=options.output, console=Console())
+    print(f"report: {report.html}")
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    from nemo_axpo.quickstart import run_quickstart
+
+    run_quickstart(output_dir=options.output_dir, seed=options.seed, smoke=options.smoke, device=options.device)
+
+
+def _composed_config(options: argparse.Namespace, *, settings: dict[str, object] | None = None) -> Config:
+    from nemo_axpo.config.load import load_config
+
+    settings = dict(settings or {})
+    if options.output_dir is not None:
+        settings["output_dir"] = str(options.output_dir)
+    name = options.config_name or "config"
+    return load_config(options.overrides, config_name=name, config_dir=options.config_dir, settings=settings)
+
+
+def _resumed_config(options: argparse.Namespace) -> Config | None:
+    """The run's own config where nothing but its directory was given; None where the command line says more."""
+    if options.output_dir is None or options.overrides or options.config_name or options.config_dir:
+        return None
+    saved = options.output_dir / "config.yaml"
+    return _run_config(options.output_dir, {"output_dir": str(options.output_dir)}) if saved.exists() else None
+
+
+def _evaluated_config(options: argparse.Namespace) -> Config:
+    """Settings of a run, or composed ones, on the checkpoint given."""
+    settings: dict[str, object] = {"model.path": str(options.checkpoint)} if options.checkpoint else {}
+    if options.run_dir is None:
+        return _composed_config(options, settings=settings)
+    return _run_config(options.run_dir, settings, overrides=options.overrides)
+
+
+def _run_config(run_dir: Path, settings: dict[str, object], *, overrides: Sequence[str] = ()) -> Config:
+    """The config a run was started with, changed by value overrides and ``settings``."""
+    from nemo_axpo.config.load import load_config
+
+    return load_config(overrides, config_name="config", config_dir=run_dir, settings=settings)
+
+
+def _check(config: Config, *, needs_policy: bool) -> None:
+    from nemo_axpo.config.checks import check_config, check_model_path
+
+    # torchrun and srun wrappers tell the size of the job here.
+    check_config(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    if needs_policy:
+        check_model_path(config)
+
+
+def _raising_module(traceback: TracebackType | None) -> str:
+    """Name of the module whose frame raised."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
