@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nemo_axpo.algorithms.confidence import rollout_scores
+from nemo_axpo.algorithms.metrics import rollout_metrics
 from nemo_axpo.eval.pass_at_k import any_of, pass_at_k
-from nemo_axpo.rollouts.metrics import behaviour_rates, mean
+from nemo_axpo.rollouts.metrics import rollout_cost
 from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.types import Question, RolloutGroup, group_rollouts
 
@@ -76,24 +78,28 @@ async def evaluate(
 
 
 def summarize(groups: Sequence[RolloutGroup], *, k: int) -> EvalResult:
-    """Reduces rewarded groups to the result."""
+    """Reduces rewarded groups to the result; groups without a rollout are left out."""
     groups = [group for group in groups if group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     questions = tuple(_question_result(group) for group in groups)
-    rates = behaviour_rates(rollouts)
+    rates, cost = rollout_metrics(rollout_scores(rollouts)), rollout_cost(rollouts)
     return EvalResult(
         k=k,
-        pass_at_1=mean(mean(question.rewards) for question in questions),
-        pass_at_k=mean(_pass_at_k(question.rewards, k=k) for question in questions),
-        tool_use=rates["tool_use"],
-        tool_accuracy=rates["tool_accuracy"],
-        direct_accuracy=rates["direct_accuracy"],
-        all_wrong=mean(group.all_wrong for group in groups if group.tool_using),
-        tokens=rates["tokens"],
-        truncated=rates["truncated"],
+        pass_at_1=_mean([_pass_at_k(question.rewards, k=1) for question in questions]),
+        pass_at_k=_mean([_pass_at_k(question.rewards, k=k) for question in questions]),
+        tool_use=rates.tool_use,
+        tool_accuracy=rates.tool_accuracy,
+        direct_accuracy=rates.direct_accuracy,
+        all_wrong=rates.all_wrong,
+        tokens=cost.tokens,
+        truncated=cost.truncated,
         num_rollouts=len(rollouts),
         questions=questions,
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _pass_at_k(rewards: Sequence[float], *, k: int) -> float:

@@ -118,7 +118,7 @@ class Agent:
     async def _sample(
         self, job: RolloutJob, row: RenderedTokens, *, turn: int, num_frozen: int, deadline: float
     ) -> Completion:
-        """One completion within the limits; without tokens past the deadline (``time``) or without room (``length``)."""
+        """One completion within the limits; no tokens past the deadline (``time``) or without room (``length``)."""
         limits = self._limits
         room = min(limits.max_new_tokens - num_frozen, limits.max_row_tokens - len(row.token_ids))
         if room <= 0:

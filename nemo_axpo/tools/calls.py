@@ -40,8 +40,8 @@ def parse_tool_call(
 ) -> ToolCall | None:
     """Reads the first call of a completion; None where there is none. Never raises for what the model wrote.
 
-    ``decode``: token ids to text (``ChatRenderer.decode``). Name and arguments of a call with an error are kept as far as
-    they could be read.
+    ``decode``: token ids to text (``ChatRenderer.decode``). Name and arguments of a call with an error are kept as
+    far as they could be read.
     """
     span = find_tool_call(token_ids, special=special)
     if span is None:

@@ -55,7 +55,7 @@ class ToolState:
         return tuple(self._images)
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """The observation of a call; a malformed one is answered with its error. ToolUnavailableError passes through."""
+        """The observation of a call; a malformed one is answered with its error. ToolUnavailableError passes."""
         started = time.perf_counter()
         result = ToolResult(call.error, error=call.error_kind) if call.error else await self._execute(call)
         self._images.extend(result.image_ids)
