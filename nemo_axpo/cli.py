@@ -28,7 +28,7 @@ _OVERRIDES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    options = build_parser().parse_args(arguments)
+    options = parse_arguments(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -40,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"nemo-axpo: error: {error}", file=sys.stderr)
         return USER_ERROR
     return 0
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of one subcommand; settings may stand before, between and after the options."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def is_user_error(error: Exception) -> bool:
@@ -75,6 +86,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: nemo-axpo train algorithm=grpo model.path=outputs/sft/hf --output-dir outputs/grpo",
     )
     _add_config_options(parser)
+    _add_output_dir(parser)
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -91,6 +103,7 @@ def _add_sft(subparsers: argparse._SubParsersAction) -> None:
         description="Trains the policy to imitate trajectories, so that reinforcement learning starts from one that acts.",
     )
     _add_config_options(parser)
+    _add_output_dir(parser)
     parser.set_defaults(run=_sft)
 
 
@@ -102,8 +115,8 @@ def _add_eval(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: nemo-axpo eval --checkpoint exported/ eval.num_questions=500",
     )
     _add_config_options(parser)
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", required=True, help="what to evaluate (model.path)")
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="take the settings of this run")
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="checkpoint directory (sets model.path)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
     parser.set_defaults(run=_eval)
 
@@ -148,12 +161,14 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="SETTING", help=_OVERRIDES)
     parser.add_argument("--config-name", metavar="NAME", help="recipe: a file of conf/ (default: config)")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="directory of your own recipes")
+
+
+def _add_output_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="run directory (sets output_dir)")
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = _resumed_config(options) if options.resume else None
-    config = config or _composed_config(options)
+    config = _train_config(options)
     _check(config, needs_policy=True)
     from nemo_axpo.train import run_training
 
@@ -161,7 +176,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
-    config = _composed_config(options)
+    config = _composed_config(options, settings=_output_setting(options))
     _check(config, needs_policy=False)
     from nemo_axpo.sft import run_sft
 
@@ -169,7 +184,11 @@ def _sft(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    config = _evaluated_config(options)
+    settings = {"model.path": str(options.checkpoint)}
+    if options.run_dir is None:
+        config = _composed_config(options, settings=settings)
+    else:
+        config = _run_config(options.run_dir, overrides=options.overrides, settings=settings)
     _check(config, needs_policy=True)
     from nemo_axpo.eval.command import run_eval
 
@@ -197,37 +216,30 @@ def _quickstart(options: argparse.Namespace) -> None:
     run_quickstart(output_dir=options.output_dir, seed=options.seed, smoke=options.smoke, device=options.device)
 
 
-def _composed_config(options: argparse.Namespace, *, settings: dict[str, object] | None = None) -> Config:
+def _train_config(options: argparse.Namespace) -> Config:
+    """The composed config; resuming with nothing but a directory takes the run's own."""
+    said_more = options.overrides or options.config_name or options.config_dir
+    if options.resume and options.output_dir and not said_more and (options.output_dir / "config.yaml").exists():
+        return _run_config(options.output_dir, settings=_output_setting(options))
+    return _composed_config(options, settings=_output_setting(options))
+
+
+def _output_setting(options: argparse.Namespace) -> dict[str, str]:
+    return {} if options.output_dir is None else {"output_dir": str(options.output_dir)}
+
+
+def _composed_config(options: argparse.Namespace, *, settings: dict[str, str]) -> Config:
     from nemo_axpo.config.load import load_config
 
-    settings = dict(settings or {})
-    if options.output_dir is not None:
-        settings["output_dir"] = str(options.output_dir)
     name = options.config_name or "config"
     return load_config(options.overrides, config_name=name, config_dir=options.config_dir, settings=settings)
 
 
-def _resumed_config(options: argparse.Namespace) -> Config | None:
-    """The run's own config where nothing but its directory was given; None where the command line says more."""
-    if options.output_dir is None or options.overrides or options.config_name or options.config_dir:
-        return None
-    saved = options.output_dir / "config.yaml"
-    return _run_config(options.output_dir, {"output_dir": str(options.output_dir)}) if saved.exists() else None
-
-
-def _evaluated_config(options: argparse.Namespace) -> Config:
-    """Settings of a run, or composed ones, on the checkpoint given."""
-    settings: dict[str, object] = {"model.path": str(options.checkpoint)} if options.checkpoint else {}
-    if options.run_dir is None:
-        return _composed_config(options, settings=settings)
-    return _run_config(options.run_dir, settings, overrides=options.overrides)
-
-
-def _run_config(run_dir: Path, settings: dict[str, object], *, overrides: Sequence[str] = ()) -> Config:
+def _run_config(run_dir: Path, *, overrides: Sequence[str] = (), settings: dict[str, str]) -> Config:
     """The config a run was started with, changed by value overrides and ``settings``."""
     from nemo_axpo.config.load import load_config
 
-    return load_config(overrides, config_name="config", config_dir=run_dir, settings=settings)
+    return load_config(overrides, config_dir=run_dir, settings=settings)
 
 
 def _check(config: Config, *, needs_policy: bool) -> None:
