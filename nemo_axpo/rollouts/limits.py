@@ -16,7 +16,10 @@ class RolloutLimits:
     max_turns: int = 3
     """Model segments; a tool call in the last one ends the rollout unanswered."""
     max_time_s: float = 3600.0
-    """Seconds of wall clock, waiting for the engine included; a rollout that exceeds it is wrong, not lost."""
+    """Seconds of wall clock, waiting for the engine included; a rollout that exceeds it is wrong, not lost.
+
+    It cuts a completion short; a tool call has a limit of its own (``ToolExecutor``).
+    """
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_row_tokens", "max_turns", "max_time_s"):

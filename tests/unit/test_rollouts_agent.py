@@ -144,7 +144,10 @@ def test_time_runs_out():
 
 class BrokenTool:
     name = "image_zoom_in"
-    schema = {"type": "function", "function": {"name": name, "parameters": {"type": "object", "required": []}}}
+
+    def __init__(self):
+        parameters = {"type": "object", "required": []}
+        self.schema = {"type": "function", "function": {"name": self.name, "parameters": parameters}}
 
     def open(self, images):
         return self

@@ -16,9 +16,9 @@ class Counter:
     """Counts its calls within a session; ``behaviour`` decides what a call does."""
 
     name = "counter"
-    schema = {"type": "function", "function": {"name": "counter", "parameters": {"type": "object"}}}
 
     def __init__(self, behaviour=None):
+        self.schema = {"type": "function", "function": {"name": self.name, "parameters": {"type": "object"}}}
         self.behaviour, self.closed = behaviour, 0
 
     def open(self, images):
