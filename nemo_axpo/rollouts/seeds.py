@@ -19,5 +19,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def turn_seed(seed: int, *, question_id: str, rollout: int, branch: int, turn: int) -> int:
-    """One completion. ``seed``: of run and step; ``rollout``: n; ``branch``: k or ORIGINAL; ``turn``: 0, 1, …"""
+    """A completion's seed. ``seed``: of run, step; ``rollout``: n; ``branch``: k or ORIGINAL; ``turn``: 0, 1, …"""
     return derive_seed(seed, question_id, rollout, branch, turn)
