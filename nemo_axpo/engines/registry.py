@@ -28,8 +28,8 @@ def create_engine(
     """The engine ``name``, without weights yet. ValueError for an unknown or unavailable name."""
     if name in PLANNED_EXTRAS:
         raise ValueError(
-            f"engine {name!r} is not available yet; it will come with: pip install 'nemo_axpo[{PLANNED_EXTRAS[name]}]'. "
-            "Use engine 'hf' for now"
+            f"engine {name!r} is not available yet; it will come with pip install 'nemo_axpo[{PLANNED_EXTRAS[name]}]'; "
+            "use engine 'hf'"
         )
     if name != "hf":
         raise ValueError(f"engine must be one of hf, {', '.join(PLANNED_EXTRAS)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""A random tiny Qwen3-VL, an image store without a processor, and log-probs by the Hugging Face module's full forward."""
+"""A random tiny Qwen3-VL, an image store without a processor, and log-probs by Hugging Face's full forward."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ BANNED = (IMAGE, VIDEO, VISION_START, VISION_END, *PADDED_IDS)
 MERGE, PATCH, PATCH_VALUES = 2, 4, 3 * 2 * 4 * 4
 
 
-def tiny_config(*, tied: bool = False, hidden: int = 64, layers: int = 3, attention_bias: bool = False) -> Qwen3VLConfig:
+def tiny_config(*, tied: bool = False, hidden: int = 64, attention_bias: bool = False) -> Qwen3VLConfig:
     """Vision tower with one DeepStack level, text decoder with grouped query heads and interleaved M-RoPE."""
-    text = dict(
-        vocab_size=VOCAB_SIZE, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, rope_theta=10000.0,
-        rope_scaling={"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
-        attention_bias=attention_bias, tie_word_embeddings=tied,
-    )  # fmt: skip
-    vision = dict(
-        depth=2, hidden_size=32, intermediate_size=64, num_heads=2, patch_size=PATCH, spatial_merge_size=MERGE,
-        temporal_patch_size=2, in_channels=3, out_hidden_size=hidden, num_position_embeddings=64,
-        deepstack_visual_indexes=[0],
-    )  # fmt: skip
+    text = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        "rope_theta": 10000.0, "attention_bias": attention_bias, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": PATCH,
+        "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3, "out_hidden_size": hidden,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
     return Qwen3VLConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
         vision_start_token_id=VISION_START, vision_end_token_id=VISION_END, tie_word_embeddings=tied,

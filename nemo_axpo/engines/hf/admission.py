@@ -22,8 +22,8 @@ from nemo_axpo.engines.hf.requests import ActiveRequest
 from nemo_axpo.engines.hf.rows import CacheRow, RowTable
 from nemo_axpo.engines.hf.vision import VisionEncoder
 
-MAX_SCORES = 2**24
-"""Attention scores (queries × keys × heads) of one prefill pass: bounds its memory."""
+MAX_SCORES_CPU, MAX_SCORES_GPU = 2**19, 2**26
+"""Attention scores (queries × keys × heads) of one prefill pass: on a CPU they should stay in its cache."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,14 +53,13 @@ class Admitter:
         index: PrefixIndex,
         decoder: Decoder,
         vision: VisionEncoder,
-        num_heads: int,
     ) -> None:
         self._cache = cache
         self._table = table
         self._index = index
         self._decoder = decoder
         self._vision = vision
-        self._num_heads = num_heads
+        self._max_scores = MAX_SCORES_CPU if cache.device.type == "cpu" else MAX_SCORES_GPU
 
     def admit(self, waiting: deque[ActiveRequest], *, max_admitted: int) -> list[Admission]:
         """Takes requests from the front of ``waiting``, up to ``max_admitted`` or as rows allow, and prefills them."""
@@ -70,7 +69,7 @@ class Admitter:
         for _, level in itertools.groupby(plan, key=lambda admission: admission.level):
             members = list(level)
             self._copy_shared(members)
-            for bucket in _buckets([member for member in members if member.num_new], num_heads=self._num_heads):
+            for bucket in self._buckets([member for member in members if member.num_new]):
                 self._prefill(bucket)
         for admission in plan:
             admission.row.num_cached = admission.request.num_prompt - 1
@@ -93,9 +92,7 @@ class Admitter:
             plan.append(admission)
         return plan
 
-    def _claim(
-        self, request: ActiveRequest, *, levels: dict[CacheRow, int], pinned: set[CacheRow]
-    ) -> Admission | None:
+    def _claim(self, request: ActiveRequest, *, levels: dict[CacheRow, int], pinned: set[CacheRow]) -> Admission | None:
         """A row for ``request``; None where every row left is the source of an earlier request of this wave."""
         source, num_shared = self._index.find(request.keys, hashes=request.hashes, limit=request.num_prompt - 1)
         if source is None:
@@ -131,11 +128,26 @@ class Admitter:
                 num_positions=max(member.num_shared for member in copies),
             )
 
+    def _buckets(self, members: Sequence[Admission]) -> Iterator[list[Admission]]:
+        """Cuts ``members`` (longest first) so that padding at most doubles the work and the scores fit."""
+        bucket: list[Admission] = []
+        num_places = 0
+        for member in members:
+            num_places = max(num_places, member.request.num_prompt)
+            longest = bucket[0].num_new if bucket else member.num_new
+            num_scores = (len(bucket) + 1) * longest * num_places * self._decoder.num_heads
+            if bucket and (2 * member.num_new < longest or num_scores > self._max_scores):
+                yield bucket
+                bucket, num_places = [], member.request.num_prompt
+            bucket.append(member)
+        if bucket:
+            yield bucket
+
     def _prefill(self, bucket: Sequence[Admission]) -> None:
         """Prefills one bucket (neighbouring rows, longest first), cut along the tokens where scores would not fit."""
         longest = bucket[0].num_new
-        per_token = len(bucket) * self._num_heads * max(member.request.num_prompt for member in bucket)
-        step = max(1, MAX_SCORES // per_token)
+        per_token = len(bucket) * self._decoder.num_heads * max(member.request.num_prompt for member in bucket)
+        step = max(1, self._max_scores // per_token)
         for offset in range(0, longest, step):
             members = [member for member in bucket if member.num_new > offset]
             starts = [member.num_shared + offset for member in members]
@@ -179,19 +191,3 @@ class Admitter:
             return index, torch.empty(0)
         known = self._vision.encode(needed)
         return index, torch.cat([known[image_id][:, start:stop] for image_id, start, stop in pieces], dim=1)
-
-
-def _buckets(members: Sequence[Admission], *, num_heads: int) -> Iterator[list[Admission]]:
-    """Cuts ``members`` (longest first) so that padding at most doubles the work and the scores fit ``MAX_SCORES``."""
-    bucket: list[Admission] = []
-    for member in members:
-        if bucket:
-            longest = bucket[0].num_new
-            num_places = max(m.request.num_prompt for m in (*bucket, member))
-            too_many = (len(bucket) + 1) * longest * num_places * num_heads > MAX_SCORES
-            if 2 * member.num_new < longest or too_many:
-                yield bucket
-                bucket = []
-        bucket.append(member)
-    if bucket:
-        yield bucket

@@ -1,9 +1,10 @@
-"""The text decoder's forward over the KV cache: packed prefill of several rows, one-token decode of the running rows."""
+"""The text decoder over the KV cache: packed prefill of several rows, one-token decode of the running rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,9 @@ class Decoder:
         self._weights = weights
         self._cache = cache
         self._rotary = rotary
-        self._num_query, self._num_kv = text.num_attention_heads, text.num_key_value_heads
+        self.vocab_size = text.vocab_size
+        self.num_heads = self._num_query = text.num_attention_heads
+        self._num_kv = text.num_key_value_heads
         self._head_dim = text.head_dim
         self._eps = text.rms_norm_eps
         self._activation = ACT2FN[text.hidden_act]
@@ -110,7 +113,7 @@ class Decoder:
         self, x_NH: Tensor, rotation: Tensor, attend: Callable[..., Tensor], *, chunk: PrefillChunk | None = None
     ) -> Tensor:
         for number, layer in enumerate(self._weights.layers):
-            x_NH = self._attention_block(layer, x_NH, rotation, lambda *qkv: attend(number, *qkv))
+            x_NH = self._attention_block(layer, x_NH, rotation, partial(attend, number))
             x_NH = self._mlp_block(layer, x_NH)
             if chunk is not None and number + 1 < chunk.image_features_FMH.shape[0]:
                 x_NH.index_add_(0, chunk.image_index_M, chunk.image_features_FMH[number + 1])

@@ -10,13 +10,11 @@ from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.engines.hf.admission import Admitter
 from nemo_axpo.engines.hf.decoder import Decoder
 from nemo_axpo.engines.hf.kv_cache import KvCache
-from nemo_axpo.engines.hf.prefix_index import MIN_SHARED_TOKENS, PrefixIndex
+from nemo_axpo.engines.hf.prefix_index import MIN_SHARED_TOKENS
 from nemo_axpo.engines.hf.requests import ActiveRequest, RequestReader
 from nemo_axpo.engines.hf.rotary import RotaryTable
-from nemo_axpo.engines.hf.rows import RowTable
 from nemo_axpo.engines.hf.scheduler import Scheduler
 from nemo_axpo.engines.hf.statistics import EngineStatistics
 from nemo_axpo.engines.hf.vision import VisionEncoder
@@ -51,48 +49,30 @@ class HfEngine:
         (default ``max_num_seqs``). ``share_prefixes=False`` computes every prompt anew (measurements and tests).
         """
         _check_limits(hf_config, max_num_seqs=max_num_seqs, max_model_len=max_model_len, banned=banned_token_ids)
-        num_parked = max_num_seqs if max_parked_seqs is None else max_parked_seqs
         device = torch.device(device)
-        text = hf_config.text_config
         tower = _build_tower(hf_config, device=device, dtype=dtype)
         weights = DecoderWeights.allocate(hf_config, device=device, dtype=dtype)
+        num_parked = max_num_seqs if max_parked_seqs is None else max_parked_seqs
+        num_rows = max_num_seqs + num_parked
+        self._cache = _build_cache(
+            hf_config, num_rows=num_rows, num_positions=max_model_len, device=device, dtype=dtype
+        )
         self._loader = WeightLoader(hf_config, decoder=weights, tower=tower)
-        self._cache = KvCache(
-            max_num_seqs + num_parked,
-            num_layers=text.num_hidden_layers,
-            num_kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            num_positions=max_model_len,
-            device=device,
-            dtype=dtype,
-        )
-        decoder = Decoder(
-            hf_config,
-            weights=weights,
-            cache=self._cache,
-            rotary=RotaryTable(hf_config, num_positions=max_model_len, device=device),
-            banned_token_ids=tuple(banned_token_ids),
-        )
-        table = RowTable(self._cache)
-        index = PrefixIndex(min_shared_tokens=MIN_SHARED_TOKENS if share_prefixes else max_model_len + 1)
-        self._vision = VisionEncoder(tower, max_images=2 * self._cache.num_rows, device=device)
         self._reader = RequestReader(hf_config, image_store=image_store, max_model_len=max_model_len)
+        self._vision = VisionEncoder(tower, max_images=2 * num_rows, device=device)
         self._scheduler = Scheduler(
-            admitter=Admitter(
+            cache=self._cache,
+            decoder=Decoder(
+                hf_config,
+                weights=weights,
                 cache=self._cache,
-                table=table,
-                index=index,
-                decoder=decoder,
-                vision=self._vision,
-                num_heads=text.num_attention_heads,
+                rotary=RotaryTable(hf_config, num_positions=max_model_len, device=device),
+                banned_token_ids=tuple(banned_token_ids),
             ),
-            table=table,
-            index=index,
-            decoder=decoder,
+            vision=self._vision,
             max_running=max_num_seqs,
+            min_shared_tokens=MIN_SHARED_TOKENS if share_prefixes else max_model_len + 1,
             stop_token_ids=stop_token_ids,
-            vocab_size=text.vocab_size,
-            device=device,
         )
         self._waiters: dict[ActiveRequest, asyncio.Future[Completion]] = {}
         self._pump_task: asyncio.Task[None] | None = None
@@ -142,7 +122,7 @@ class HfEngine:
         self._check_open()
         if self._waiters:
             raise EngineError(
-                f"load_weights needs an idle engine, {len(self._waiters)} requests are running and a completion has one "
+                f"load_weights needs an idle engine, got {len(self._waiters)} requests in flight: a completion has one "
                 "policy version; await or cancel them first"
             )
         self._policy_version = None
@@ -174,7 +154,7 @@ class HfEngine:
                     completion = active.completion(finish_reason=reason, policy_version=self._policy_version)
                     _resolve(self._waiters[active], completion)
                 await asyncio.sleep(0)
-        except Exception as error:  # whatever broke a step reaches every waiter: none may hang
+        except Exception as error:  # noqa: BLE001 - whatever broke a step reaches every waiter: none may hang
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -200,6 +180,21 @@ def _resolve(waiter: asyncio.Future[Completion], completion: Completion) -> None
         waiter.set_result(completion)
 
 
+def _build_cache(
+    config: Qwen3VLConfig, *, num_rows: int, num_positions: int, device: torch.device, dtype: torch.dtype
+) -> KvCache:
+    text = config.text_config
+    return KvCache(
+        num_rows,
+        num_layers=text.num_hidden_layers,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        num_positions=num_positions,
+        device=device,
+        dtype=dtype,
+    )
+
+
 def _build_tower(config: Qwen3VLConfig, *, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """The Hugging Face vision tower with scaled-dot-product attention, in evaluation mode, its weights still random."""
     tower = Qwen3VLVisionModel._from_config(config.vision_config, attn_implementation="sdpa")
@@ -214,4 +209,4 @@ def _check_limits(config: Qwen3VLConfig, *, max_num_seqs: int, max_model_len: in
         raise ValueError(f"max_model_len must lie in [2, {longest}] (max_position_embeddings), got {max_model_len}")
     outside = [token for token in banned if not 0 <= token < vocab_size]
     if outside:
-        raise ValueError(f"banned_token_ids must lie in [0, {vocab_size}), got {outside[:5]}; use the model's vocab_size")
+        raise ValueError(f"banned_token_ids must lie in [0, {vocab_size}), got {outside[:5]}; pass ids of this model")

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from nemo_axpo.engines.hf.admission import Admitter
 from nemo_axpo.engines.hf.decoder import Decoder
+from nemo_axpo.engines.hf.kv_cache import KvCache
 from nemo_axpo.engines.hf.prefix_index import PrefixIndex, chain_hashes
 from nemo_axpo.engines.hf.requests import ActiveRequest
 from nemo_axpo.engines.hf.rows import RowTable
 from nemo_axpo.engines.hf.sampling import SamplingControls, sample
+from nemo_axpo.engines.hf.vision import VisionEncoder
 
 
 @dataclass
@@ -43,23 +45,20 @@ class Scheduler:
     def __init__(
         self,
         *,
-        admitter: Admitter,
-        table: RowTable,
-        index: PrefixIndex,
+        cache: KvCache,
         decoder: Decoder,
+        vision: VisionEncoder,
         max_running: int,
+        min_shared_tokens: int,
         stop_token_ids: Collection[int],
-        vocab_size: int,
-        device: torch.device,
     ) -> None:
-        self._admitter = admitter
-        self._table = table
-        self._index = index
+        self._table = RowTable(cache)
+        self._index = PrefixIndex(min_shared_tokens=min_shared_tokens)
+        self._admitter = Admitter(cache=cache, table=self._table, index=self._index, decoder=decoder, vision=vision)
         self._decoder = decoder
         self._max_running = max_running
         self._stop_token_ids = frozenset(stop_token_ids)
-        self._vocab_size = vocab_size
-        self._device = device
+        self._device = cache.device
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
         self._batch: RunningBatch | None = None
@@ -167,6 +166,6 @@ class Scheduler:
             rope_shift_R=torch.tensor([request.rope_shift for request in running], device=device),
             max_length=max(lengths),
             controls=SamplingControls.of(
-                [request.sampling for request in running], vocab_size=self._vocab_size, device=device
+                [request.sampling for request in running], vocab_size=self._decoder.vocab_size, device=device
             ),
         )
