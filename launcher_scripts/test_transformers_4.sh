@@ -25,7 +25,8 @@ venv=$root/.venv-transformers-4
   --with "$root/requirements/dev.txt" --with "$root/requirements/transformers-4.57.txt"
 export OMP_NUM_THREADS=1
 cd "$root"
-mapfile -t files < <(
+files=()
+while IFS= read -r file; do files+=("$file"); done < <(
   grep -rlE '\btransformers\b|nemo_axpo\.(models|actors|engines|data|world)\b' tests --include='test_*.py' | sort
 )
 "$venv/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'

@@ -65,13 +65,14 @@ def _cure_for_unknown(path: str) -> str:
     if path in known:
         return "it belongs to another choice of this section; drop it or choose that one"
     section, _, leaf = path.rpartition(".")
-    siblings = [key for key in known if key.rpartition(".")[0] == section]
-    close = difflib.get_close_matches(path, siblings, n=3, cutoff=0.6)
+    siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
+    prefix = f"{section}." if section else ""
+    close = [prefix + name for name in difflib.get_close_matches(leaf, siblings, n=3, cutoff=0.6)]
     close = close or [key for key in known if key.rpartition(".")[2] == leaf]
     close = close or ([] if section in known else difflib.get_close_matches(path, list(known), n=3, cutoff=0.6))
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"the keys of {section or 'the config'} are: {', '.join(key.rpartition('.')[2] for key in siblings)}"
+    return f"the keys of {section or 'the config'} are: {', '.join(siblings)}"
 
 
 def _cure_for_value(path: str) -> str:

@@ -1,0 +1,75 @@
+"""Values that do not fit each other, the machine or the files they name."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemo_axpo.algorithms.base import get_algorithm
+from nemo_axpo.config import checks
+from nemo_axpo.config.checks import algorithm_arguments, check_config, check_model_path
+from nemo_axpo.config.load import load_config
+from nemo_axpo.errors import ConfigError
+
+
+def problems_of(*overrides, world_size=1):
+    with pytest.raises(ConfigError) as caught:
+        check_config(load_config(overrides), world_size=world_size)
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("algorithm", ["axpo", "grpo"])
+def test_the_shipped_recipe_passes(algorithm):
+    check_config(load_config([f"algorithm={algorithm}"]))
+
+
+def test_a_prefix_must_fit_the_budget():
+    (problem,) = problems_of("data.num_questions_per_step=1", "algorithm.resample_ratio=0.4")
+    assert "K <= r·B·N; got K=4, r=0.4, B=1, N=8 (r·B·N=3.2)" in problem and "lower K" in problem
+
+
+def test_the_budget_is_exact_at_its_edge():
+    check_config(load_config(["data.num_questions_per_step=1", "algorithm.resample_ratio=0.5"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rollout.max_row_tokens=193"], "got 193 > 192"),
+        (["rollout.max_new_tokens=160"], "got 160 >= 160"),
+        (["actor.micro_batch_tokens=100"], "got 100 < 160"),
+        (["actor.num_minibatches=129"], "got 129 > 128"),
+        (["actor.tensor_parallel=2"], "got 1 ranks, 2 x 1: start 2 ranks"),
+    ],
+)
+def test_rule_value_and_cure(overrides, expected):
+    (problem,) = problems_of(*overrides)
+    assert expected in problem
+
+
+def test_a_layout_that_fits_the_job_passes():
+    check_config(load_config(["actor.tensor_parallel=2", "actor.pipeline_parallel=2"]), world_size=8)
+
+
+def test_cuda_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(checks, "_has_cuda", lambda: False)
+    (problem,) = problems_of("device=cuda")
+    assert "choose device=cpu" in problem
+
+
+def test_all_problems_at_once():
+    assert len(problems_of("rollout.max_row_tokens=193", "actor.tensor_parallel=3")) == 2
+
+
+def test_the_policy_must_be_a_checkpoint(tmp_path):
+    for path in (None, str(tmp_path)):
+        config = load_config(settings={"model.path": path})
+        with pytest.raises(ConfigError, match="model.path must be a Hugging Face checkpoint directory"):
+            check_model_path(config)
+    (tmp_path / "config.json").write_text("{}")
+    check_model_path(load_config(settings={"model.path": str(tmp_path)}))
+
+
+def test_the_section_constructs_its_algorithm():
+    for name in ("axpo", "grpo"):
+        config = load_config([f"algorithm={name}", "algorithm.num_rollouts=10"])
+        assert get_algorithm(name)(**algorithm_arguments(config)).num_rollouts == 10

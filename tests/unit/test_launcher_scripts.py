@@ -1,0 +1,46 @@
+"""The scripts answer --help and refuse what they do not know before they install anything."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "launcher_scripts").glob("*.sh"))
+
+
+def run_script(path, *arguments):
+    return subprocess.run([path, *arguments], check=False, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help(path):
+    done = run_script(path, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: launcher_scripts/{path.name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("quickstart.sh", ["--smok"], "unknown option --smok (see --help)"),
+        ("quickstart.sh", ["--seed"], "--seed needs a value"),
+        ("quickstart.sh", ["--device", "tpu"], "--device must be cpu or cuda; got tpu"),
+        ("setup_env.sh", ["--what"], "unknown option --what"),
+    ],
+)
+def test_unknown_arguments(name, arguments, expected):
+    done = run_script(ROOT / "launcher_scripts" / name, *arguments)
+    assert done.returncode == 2 and expected in done.stderr
+
+
+def test_an_old_python_is_refused_with_the_cure(tmp_path):
+    for name in ("python3", "python3.11", "python3.12", "python3.13", "python"):
+        (tmp_path / name).write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n')
+        (tmp_path / name).chmod(0o755)
+    command = [ROOT / "launcher_scripts" / "setup_env.sh", "--venv", str(tmp_path / "venv")]
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1 and "Python 3.11 or newer is needed; got Python 3.9.1" in done.stderr
+    assert not (tmp_path / "venv").exists()
