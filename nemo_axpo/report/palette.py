@@ -34,6 +34,8 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": GRID,
     "text.color": INK,
+    # What a model wrote is no formula: a lone $ would stop the picture.
+    "text.parse_math": False,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "svg.fonttype": "none",

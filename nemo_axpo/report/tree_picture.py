@@ -22,7 +22,7 @@ from PIL import Image
 from nemo_axpo.report.model_view import view_id
 from nemo_axpo.report.palette import GAIN, INK, LOSS, MUTED, RIGHT, SURFACE, WRONG, picture_style
 from nemo_axpo.report.tree_records import IMAGE_MARK, RowRecord, TreeRecord
-from nemo_axpo.report.tree_view import BoxView, first_call, row_name, signed, zoomed_boxes
+from nemo_axpo.report.tree_view import BoxView, first_call, group_outcome, row_name, share_right, signed, zoomed_boxes
 from nemo_axpo.run_directory import RunDirectory
 
 WIDTH, HEIGHT = 16.0, 9.0
@@ -66,18 +66,20 @@ def tree_figure(tree: TreeRecord, *, run_dir: Path) -> Figure:
         if source:
             prefix = _draw_prefix(axis, source, origin=boxes[source.rollout_id])
             _draw_continuations(axis, tree, source=source, prefix=prefix, run_dir=run_dir)
+        else:
+            axis.text(8.85, _TOP, textwrap.fill(group_outcome(tree), 48), fontsize=15, va="top", linespacing=1.5)
         axis.text(0.45, 0.3, _legend(source), color=MUTED, fontsize=12, va="center")
     return figure
 
 
 def _title(tree: TreeRecord) -> str:
-    num_tool = sum(row.uses_tool for row in tree.rollouts)
-    if not _source(tree):
+    source = _source(tree)
+    if not source:
         return f"One question, {len(tree.rollouts)} rollouts"
+    num_tool = sum(row.uses_tool for row in tree.rollouts)
     subject = {1: "The only tool call is wrong", 2: "Both tool calls are wrong"}.get(num_tool)
-    subject = subject or f"All {num_tool} tool calls are wrong"
-    right = sum(row.is_correct for row in tree.resamples)
-    return f"{subject}; AXPO resamples the call: {right} of {len(tree.resamples)} continuations are right"
+    right = share_right(tree.continuations_of(source.rollout_id), noun="continuations")
+    return f"{subject or f'All {num_tool} tool calls are wrong'}; AXPO resamples the call: {right}"
 
 
 def _legend(source: RowRecord | None) -> str:
@@ -110,9 +112,12 @@ def _draw_question(axis: Axes, tree: TreeRecord, *, run_dir: Path) -> None:
     axis.text(
         0.45, y, f"right answer: {shorten(tree.answer, width=3.6, size=13)}", fontsize=13, fontweight="bold", va="top"
     )
-    bottom = y - 0.5
-    for path, caption, boxes in _pictures(tree, run_dir=run_dir):
-        bottom = _draw_picture(axis, path, caption=caption, tree=tree if boxes else None, top=bottom) - 0.3
+    pictures = list(_pictures(tree, run_dir=run_dir))
+    top, max_height = y - 0.5, (y - 0.5 - _BOTTOM) / max(len(pictures), 1) - 0.6
+    for path, caption, has_boxes in pictures:
+        top = _draw_picture(
+            axis, path, caption=caption, tree=tree if has_boxes else None, top=top, max_height=max_height
+        )
 
 
 def _pictures(tree: TreeRecord, *, run_dir: Path) -> Iterator[tuple[Path, str, bool]]:
@@ -124,17 +129,19 @@ def _pictures(tree: TreeRecord, *, run_dir: Path) -> Iterator[tuple[Path, str, b
             yield run.image_path(image), "full image, open to the tool", True
 
 
-def _draw_picture(axis: Axes, path: Path, *, caption: str, tree: TreeRecord | None, top: float) -> float:
-    """Draws an image below ``top``, with the zoomed regions of ``tree`` over it; returns its lower edge."""
+def _draw_picture(
+    axis: Axes, path: Path, *, caption: str, tree: TreeRecord | None, top: float, max_height: float
+) -> float:
+    """Draws an image below ``top``, the zoomed regions of ``tree`` over it; returns where the next one may start."""
     pixels_HW3 = _pixels(path)
     height_px, width_px = pixels_HW3.shape[:2]
-    scale = min(3.5 / width_px, 2.25 / height_px)
+    scale = min(3.5 / width_px, min(max_height, 2.25) / height_px)
     box = Box(0.45, top - 0.3 - scale * height_px, scale * width_px, scale * height_px)
     axis.text(box.x, top, f"{caption} ({width_px} × {height_px})", fontsize=12, color=MUTED, va="top")
     _place(axis, pixels_HW3, box)
     for zoom in zoomed_boxes(tree) if tree else ():
         _draw_zoom(axis, zoom, box=box)
-    return box.y
+    return box.y - 0.3
 
 
 def _draw_zoom(axis: Axes, zoom: BoxView, *, box: Box) -> None:
@@ -257,16 +264,16 @@ def _draw_card(axis: Axes, row: RowRecord, *, box: Box, is_masked: bool, run_dir
         )
         axis.add_patch(strip)
     x = box.x + 0.25 + _draw_observed(axis, row, box=box, run_dir=run_dir)
-    lines_y = box.y + box.height * np.array([0.76, 0.5, 0.22])
+    is_low, colour = box.height < 1.0, MUTED if is_masked else INK
+    lines_y = box.y + box.height * np.array([0.7, 0.3] if is_low else [0.76, 0.5, 0.22])
     _mark(axis, row, x=x + 0.1, y=lines_y[0])
     answer = shorten(row.answer or row.status.replace("_", " "), width=1.3, size=13)
-    axis.text(
-        x + 0.3, lines_y[0], f"{row_name(row)}  {answer}", fontsize=13, va="center", color=MUTED if is_masked else INK
-    )
+    axis.text(x + 0.3, lines_y[0], f"{row_name(row)}  {answer}", fontsize=13, va="center", color=colour)
     call = shorten(_call_words(row), width=box.x + box.width - x - 0.1, size=10.5)
     axis.text(x, lines_y[1], call, fontsize=10.5, color=MUTED, va="center")
-    label = "masked, no loss" if is_masked else _advantage_text(row)
-    axis.text(x, lines_y[2], label, fontsize=13, fontweight="bold", va="center", color=MUTED if is_masked else INK)
+    label = ("masked" if is_low else "masked, no loss") if is_masked else _advantage_text(row)
+    at = (box.x + box.width - 0.12, lines_y[0]) if is_low else (x, lines_y[2])
+    axis.text(*at, label, fontsize=13, fontweight="bold", va="center", ha="right" if is_low else "left", color=colour)
 
 
 def _draw_observed(axis: Axes, row: RowRecord, *, box: Box, run_dir: Path) -> float:

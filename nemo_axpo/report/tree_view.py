@@ -140,16 +140,22 @@ def tree_view(tree: TreeRecord, *, run_dir: Path, run: str, tree_id: str) -> Tre
 def group_outcome(tree: TreeRecord) -> str:
     """What happened to the group, in one or two sentences."""
     num_tool = sum(row.uses_tool for row in tree.rollouts)
-    num_right = sum(row.is_correct for row in tree.rollouts)
-    first = f"{num_right} of {len(tree.rollouts)} rollouts are right; {num_tool} call the tool"
+    verb = "calls" if num_tool == 1 else "call"
+    first = f"{share_right(tree.rollouts, noun='rollouts')}; {num_tool or 'none'} {verb} the tool"
     if not num_tool:
         return f"{first}: nothing to resample."
     if not tree.triggered:
         return f"{first}, not all of these wrong: an ordinary group."
     if not tree.resamples:
         return f"{first}, all wrong: triggered, but not resampled."
-    right = f"{sum(row.is_correct for row in tree.resamples)} of {len(tree.resamples)} continuations are right"
+    right = share_right(tree.resamples, noun="continuations")
     return f"{first}, all wrong: resampled from the opening of the call. {right}."
+
+
+def share_right(rows: Sequence[RowRecord], *, noun: str) -> str:
+    """``1 of 4 continuations is right``."""
+    num_right = sum(row.is_correct for row in rows)
+    return f"{num_right} of {len(rows)} {noun} {'is' if num_right == 1 else 'are'} right"
 
 
 def _short_outcome(tree: TreeRecord) -> str:
