@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The default test suite: installs into .venv where needed, lints, and runs pytest.
+# The default test suite: installs into .venv where needed, checks the style, and runs pytest, whose line comes last.
 set -euo pipefail
 
 usage() {
@@ -29,5 +29,7 @@ done
 # One thread: more of them spin against each other on small tensors and change the last bits of sums.
 export OMP_NUM_THREADS=1
 cd "$root"
-.venv/bin/ruff check --quiet .
-exec .venv/bin/python -m pytest -q ${selection[@]+"${selection[@]}"} "$@"
+style=0
+.venv/bin/ruff check --output-format concise . || style=$?
+.venv/bin/python -m pytest -q ${selection[@]+"${selection[@]}"} "$@"
+exit "$style"
