@@ -24,7 +24,7 @@ from nemo_axpo.report import palette
 from nemo_axpo.report.curves import CURVE_PANELS, HEALTH_PANELS, curves_figure, panels_with_data, reading_note
 from nemo_axpo.report.headline_table import HEADLINE_TITLES, TableRow, headline_rows
 from nemo_axpo.report.outcome import TITLES, outcome, percent
-from nemo_axpo.report.runs import RunRecord, arms_of, warm_starts
+from nemo_axpo.report.runs import WARM_START, RunRecord, arms_of, warm_starts
 from nemo_axpo.report.showcase import RecordedTree, showcase
 from nemo_axpo.report.tree_view import TreeView, tree_view
 from nemo_axpo.report.verdict import headline, verdict
@@ -120,7 +120,7 @@ def _rates(values: Mapping[str, float]) -> tuple[str, ...]:
 
 def has_window(runs: Sequence[RunRecord]) -> bool:
     """Whether the runs began from a warm start beside them, which the window of the embedded world is for."""
-    return any((run.path.parent / "warm_start").is_dir() for run in runs)
+    return any((run.path.parent / WARM_START).is_dir() for run in runs)
 
 
 def start_rows(runs: Sequence[RunRecord]) -> tuple[StartRow, ...]:
@@ -129,7 +129,7 @@ def start_rows(runs: Sequence[RunRecord]) -> tuple[StartRow, ...]:
     rows = []
     for run in warm_starts(runs):
         checks = window.checks(run.initial) if judged else {}
-        cells = tuple((percent(run.initial.get(name)), checks.get(name)) for name in START_NAMES)
+        cells = tuple((percent(run.initial.get(name), digits=1), checks.get(name)) for name in START_NAMES)
         rows.append(StartRow("before training" if run.seed is None else f"seed {run.seed}", cells))
     return tuple(rows)
 

@@ -80,6 +80,6 @@ def tool_fate(tool_use: float | None) -> str:
     return "learned" if tool_use >= LEARNED else "lost" if tool_use <= LOST else "kept"
 
 
-def percent(value: float | None) -> str:
-    """``37%``; a dash where nothing was measured."""
-    return "–" if value is None else f"{value:.0%}"
+def percent(value: float | None, *, digits: int = 0) -> str:
+    """``37%``; a dash where nothing was measured. ``digits``: behind the point."""
+    return "–" if value is None else f"{value:.{digits}%}"

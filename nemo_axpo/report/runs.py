@@ -20,7 +20,9 @@ import yaml
 METRICS, CONFIG, EVALUATION, ROLLOUTS = "metrics.jsonl", "config.yaml", "evaluation.json", "rollouts"
 EVALUATION_NAMES = ("pass@1", "pass@4", "tool_use", "tool_accuracy", "direct_accuracy", "all_wrong")
 """Rates in [0, 1] that an evaluation reports."""
-_WITHOUT_RUNS = {"checkpoints", "rollouts", "images", "tensorboard"}
+WARM_START = "warm_start"
+"""Supervised training beside the runs that start from it; its result is their ``initial`` evaluation."""
+_WITHOUT_RUNS = {WARM_START, "checkpoints", "rollouts", "images", "tensorboard"}
 _SEARCH_DEPTH = 3
 
 

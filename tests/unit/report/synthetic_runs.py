@@ -290,6 +290,7 @@ def write_study(root: Path, *, seeds: Sequence[int] = (10,), num_steps: int = 60
             for n, v in FINAL["axpo"].items()
         }
         (parent / "warm_start").mkdir(parents=True)
+        (parent / "warm_start" / "metrics.jsonl").write_text('{"step": 1, "update/loss": 2.0}\n')
         for name, n in (("grpo_n8", 8), ("grpo_n10", 10)):
             write_run(parent / name, algorithm="grpo", num_rollouts=n, seed=seed, num_steps=num_steps, start=start)
         write_run(parent / "axpo", seed=seed, num_steps=num_steps, tree_steps=(10, 20, 30), start=start, final=final)
