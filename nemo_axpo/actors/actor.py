@@ -1,0 +1,241 @@
+"""The actor: the policy being trained, its fixed reference, and its optimizer, on megatron-core.
+
+    logprobs, reference_logprobs    samples → log-probs of their trained tokens
+    update                          samples → one optimizer step → metrics
+    hf_tensors, save_hf             weights → engine, checkpoint for transformers
+    state_dict, load_state_dict     everything a resumed run needs
+
+The same object runs supervised and policy training: the loss is an argument and the actor does not know which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_axpo.actors import megatron_setup  # installs the CPU shim before megatron is imported below
+
+# isort: split
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from torch import Tensor
+
+from nemo_axpo.actors import optimizer as adam
+from nemo_axpo.actors import state, training_step
+from nemo_axpo.actors.megatron_setup import ParallelLayout
+from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_microbatches
+from nemo_axpo.actors.optimizer import AdamSettings
+from nemo_axpo.actors.packing import FeatureStore, VisionTokens
+from nemo_axpo.actors.update_step import UpdateStep, step_metrics
+from nemo_axpo.errors import rule_message
+from nemo_axpo.losses.base import Loss
+from nemo_axpo.models.qwen3_vl import hf_mapping, loading
+from nemo_axpo.models.qwen3_vl.config import transformer_config
+from nemo_axpo.models.qwen3_vl.model import build_stage
+from nemo_axpo.models.vocab_parallel import VocabShard
+from nemo_axpo.types import TrainBatch, TrainingSample
+
+_ONE_PROCESS = ParallelLayout()
+
+
+class Actor:
+    """One rank of the trainer. Every rank calls every method with the same samples and gets the same results."""
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        image_store: FeatureStore,
+        banned_token_ids: Sequence[int],
+        optimizer: AdamSettings,
+        micro_batch_tokens: int = 32_768,
+        layout: ParallelLayout = _ONE_PROCESS,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        keep_reference: bool = True,
+    ) -> None:
+        """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
+
+        ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward and
+        backward pass. ``keep_reference=False`` saves the second copy of the weights where no loss needs it. ValueError for
+        a checkpoint that is broken, of another model, or that the layout does not divide.
+        """
+        self._device = torch.device(device)
+        megatron_setup.initialize(layout, device=self._device, seed=seed)
+        self.checkpoint, self.hf_config = Path(checkpoint), loading.load_hf_config(checkpoint)
+        self._config = transformer_config(self.hf_config, dtype=dtype, **vars(layout))
+        self._image_store, self._micro_batch_tokens, self._settings = image_store, micro_batch_tokens, optimizer
+        self._vision = VisionTokens(
+            self.hf_config.image_token_id,
+            self.hf_config.video_token_id,
+            self.hf_config.vision_config.spatial_merge_size,
+        )
+        self._shard = _vocab_shard(self.hf_config.text_config.vocab_size, banned_ids=banned_token_ids).to(self._device)
+        self._model = self._load_stage()
+        self._reference = self._load_stage().requires_grad_(False) if keep_reference else None
+        self._ddp = _wrap(self._model, config=self._config)
+        self._optimizer = adam.build_optimizer(self._ddp, settings=optimizer, dtype=dtype)
+        self.policy_version = 0
+
+    def logprobs(self, samples: Sequence[TrainingSample]) -> list[Tensor]:
+        """Per sample float32 ``[T]`` on the CPU: log-probs of the trained tokens under the policy, 0.0 elsewhere.
+
+        Natural log of the distribution sampled from: temperature applied, banned ids impossible.
+        """
+        return self._score(self._ddp, samples)
+
+    def reference_logprobs(self, samples: Sequence[TrainingSample]) -> list[Tensor]:
+        """As :meth:`logprobs`, under the fixed reference policy."""
+        return self._score(self._require_reference(), samples)
+
+    def update(
+        self,
+        batch: TrainBatch,
+        *,
+        loss: Loss,
+        lr: float | None = None,
+        old_logprobs: Sequence[Tensor] | None = None,
+    ) -> dict[str, float]:
+        """One optimizer step on all of ``batch``; raises ``policy_version`` by one and returns metrics.
+
+        ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
+        the first optimizer step on these samples, so that old and current policy are the same. The reference's log-probs
+        are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. A batch without samples has no
+        gradient: no step is taken. FloatingPointError where the gradient is not finite; the weights are then unchanged.
+        """
+        lr = self._settings.lr if lr is None else lr
+        if not batch.samples:
+            return {"update/num_samples": 0.0, "update/lr": lr, "update/grad_norm": 0.0}
+        microbatches = self._microbatches(batch.samples)
+        reference = self._reference_rows(microbatches) if loss.needs_reference else [None] * len(microbatches)
+        finish = UpdateStep(
+            microbatches,
+            loss,
+            loss.normalizer_of(batch),
+            self._shard,
+            old_logprobs=old_logprobs,
+            reference_BS=reference,
+        )
+        self._ddp.zero_grad_buffer()
+        results = training_step.run_schedule(self._ddp, microbatches, finish=finish, forward_only=False)
+        grad_norm = adam.step(self._optimizer, settings=self._settings, lr=lr)
+        self.policy_version += 1
+        metrics = step_metrics(results, is_reporter=parallel_state.get_tensor_model_parallel_rank() == 0)
+        return {
+            **metrics,
+            "update/grad_norm": grad_norm,
+            "update/lr": lr,
+            "update/num_samples": float(len(batch.samples)),
+        }
+
+    def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy under its Hugging Face names, whole tensors, one at a time; may share memory with the weights."""
+        return hf_mapping.hf_tensors(self._model, hf_config=self.hf_config)
+
+    def save_hf(self, path: str | Path) -> Path:
+        """Writes a checkpoint directory that transformers loads, with the tokenizer and processor it came with."""
+        return loading.save_hf_checkpoint(path, self.hf_tensors(), hf_config=self.hf_config, source=self.checkpoint)
+
+    def state_dict(self, *, include_reference: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Named tensors (for safetensors; see :mod:`nemo_axpo.actors.state`) and JSON values.
+
+        The tensors are the live ones: write or copy them before the next update.
+        """
+        reference = self._reference if include_reference else None
+        tensors = state.named_state(self._model, self._optimizer, reference=reference)
+        values = {"policy_version": self.policy_version, "optimizer_step": state.optimizer_step(self._optimizer)}
+        return tensors, values
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave; CheckpointError names a tensor that is missing or misshapen.
+
+        Without reference weights in ``tensors`` the reference stays what the checkpoint directory holds.
+        """
+        state.load_named_state(self._model, self._optimizer, tensors, reference=self._reference)
+        state.set_optimizer_step(self._optimizer, int(values["optimizer_step"]))
+        self.policy_version = int(values["policy_version"])
+
+    def _load_stage(self) -> Any:
+        model = build_stage(self.hf_config, config=self._config, device=self._device)
+        hf_mapping.load_weights(model, loading.read_checkpoint(self.checkpoint), hf_config=self.hf_config)
+        return model
+
+    def _require_reference(self) -> Any:
+        if self._reference is None:
+            rule = "the reference policy's log-probs need its weights"
+            raise ValueError(
+                rule_message(rule, got="keep_reference=False", cure="build the actor with it, or kl_coef=0")
+            )
+        return self._reference
+
+    def _microbatches(self, samples: Sequence[TrainingSample]) -> list[Microbatch]:
+        """This data-parallel rank's micro-batches of ``samples``."""
+        plan = plan_microbatches(samples, max_tokens=self._micro_batch_tokens)
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        if len(plan) < size:
+            rule = "every data-parallel rank needs a micro-batch"
+            got = f"{len(plan)} micro-batches for {size} ranks"
+            raise ValueError(rule_message(rule, got=got, cure="lower micro_batch_tokens, or use fewer replicas"))
+        return [
+            build_microbatch(
+                samples,
+                indices,
+                image_store=self._image_store,
+                vision=self._vision,
+                multiple_of=self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1,
+                device=self._device,
+            )
+            for indices in plan[rank::size]
+        ]
+
+    def _forward(self, model: Any, microbatches: Sequence[Microbatch]) -> list[Tensor]:
+        """Log-probs ``[L]`` of every micro-batch; none on pipeline stages before the last."""
+
+        def finish(number: int, logits_LV: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            values_L, _ = training_step.microbatch_logprobs(microbatches[number], logits_LV, shard=self._shard)
+            return values_L.sum(), {"logprobs": values_L}
+
+        results = training_step.run_schedule(model, microbatches, finish=finish, forward_only=True)
+        return [result["logprobs"] for result in results]
+
+    def _score(self, model: Any, samples: Sequence[TrainingSample]) -> list[Tensor]:
+        if not samples:
+            return []
+        microbatches = self._microbatches(samples)
+        width = max(len(sample.token_ids) for sample in samples)
+        scores_NS = torch.zeros(len(samples), width, device=self._device)
+        for microbatch, values_L in zip(microbatches, self._forward(model, microbatches)):
+            if parallel_state.get_tensor_model_parallel_rank() == 0:
+                rows = microbatch.spread(values_L)
+                scores_NS[list(microbatch.sample_B), : rows.shape[1]] = rows
+        dist.all_reduce(scores_NS)  # every row was filled by one rank
+        return [row[: len(sample.token_ids)] for row, sample in zip(scores_NS.cpu(), samples)]
+
+    def _reference_rows(self, microbatches: Sequence[Microbatch]) -> list[Tensor | None]:
+        """Reference log-probs ``[B, S]`` per micro-batch; None where this stage has no logits."""
+        values = self._forward(self._require_reference(), microbatches)
+        if not values:
+            return [None] * len(microbatches)
+        return [microbatch.spread(values_L) for microbatch, values_L in zip(microbatches, values, strict=True)]
+
+
+def _vocab_shard(vocab_size: int, *, banned_ids: Sequence[int]) -> VocabShard:
+    return VocabShard.of(
+        vocab_size,
+        banned_ids=banned_ids,
+        rank=parallel_state.get_tensor_model_parallel_rank(),
+        size=parallel_state.get_tensor_model_parallel_world_size(),
+        group=parallel_state.get_tensor_model_parallel_group(),
+    )
+
+
+def _wrap(model: Any, *, config: Any) -> DistributedDataParallel:
+    """Megatron's DDP: gradients of all micro-batches gather in one float32 buffer, summed over replicas at the end."""
+    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+    ddp = DistributedDataParallel(config, ddp_config, model)
+    config.finalize_model_grads_func = training_step.sum_model_grads
+    return ddp.train()

@@ -1,0 +1,99 @@
+"""Process group, megatron's parallel state and random seeds: everything that must exist before a model is built.
+
+Works under ``torchrun`` (ranks and address from its environment) and as one plain process, which needs neither a free
+port nor a file: its store lives in memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from nemo_axpo.actors import cpu_shim
+
+cpu_shim.install()
+
+# isort: split
+from megatron.core import parallel_state, tensor_parallel
+
+_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """How the ranks of the job share one model; the rest of the ranks are data-parallel replicas."""
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    sequence_parallel: bool = False
+
+
+def initialize(layout: ParallelLayout, *, device: torch.device, seed: int) -> None:
+    """Creates the process group and megatron's groups for ``layout`` (once per process) and seeds every generator.
+
+    ValueError where the layout does not divide the ranks, or differs from the one this process already has.
+    """
+    cpu_shim.install()
+    if not dist.is_initialized():
+        _init_process_group(device)
+    if parallel_state.model_parallel_is_initialized():
+        _check_same_layout(layout)
+    else:
+        _init_model_parallel(layout)
+    _seed_generators(seed)
+
+
+def shutdown() -> None:
+    """Destroys megatron's groups and the process group, as the end of a job or of a test does."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _init_process_group(device: torch.device) -> None:
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+
+
+def _init_model_parallel(layout: ParallelLayout) -> None:
+    num_ranks, per_model = dist.get_world_size(), layout.tensor_parallel * layout.pipeline_parallel
+    if num_ranks % per_model:
+        raise ValueError(
+            f"tensor_parallel · pipeline_parallel must divide the number of ranks; got {layout.tensor_parallel} · "
+            f"{layout.pipeline_parallel} with {num_ranks} ranks: start {per_model} ranks (torchrun --nproc-per-node) "
+            "or a multiple"
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_parallel, pipeline_model_parallel_size=layout.pipeline_parallel
+    )
+
+
+def _check_same_layout(layout: ParallelLayout) -> None:
+    present = (
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+    )
+    if present != (layout.tensor_parallel, layout.pipeline_parallel):
+        raise ValueError(
+            f"one process holds one parallel layout; got tensor × pipeline = {layout.tensor_parallel} × "
+            f"{layout.pipeline_parallel} after {present[0]} × {present[1]}: start a new process"
+        )
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)

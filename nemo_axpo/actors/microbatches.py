@@ -1,0 +1,95 @@
+"""One optimizer step's samples are cut into micro-batches, each small enough for one forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_axpo.actors.packing import FeatureStore, VisionTokens, pack_rows, stack_rows
+from nemo_axpo.models.qwen3_vl.inputs import PackedInputs
+from nemo_axpo.types import TrainingSample
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """B rows in packing order; L of their tokens are trained."""
+
+    inputs: PackedInputs
+    sample_B: tuple[int, ...]
+    """Index of each row in the step's samples."""
+    mask_BS: Tensor
+    """bool: trained tokens."""
+    target_L: Tensor
+    """int64: ids of the trained tokens, row by row."""
+    inverse_temperature_L: Tensor
+    """float32."""
+    advantages_BS: Tensor
+    """float32."""
+    engine_logprobs_BS: Tensor
+    """float32."""
+
+    def spread(self, values_L: Tensor) -> Tensor:
+        """Values of the trained tokens in their places, 0 elsewhere, ``[B, S]``; differentiable."""
+        return torch.zeros(self.mask_BS.shape, device=values_L.device).masked_scatter(self.mask_BS, values_L)
+
+    def gather_rows(self, rows: Sequence[Tensor]) -> Tensor:
+        """One tensor ``[T]`` per sample of the step to this micro-batch's float32 ``[B, S]``."""
+        stacked = torch.zeros(self.mask_BS.shape)
+        for target, sample in zip(stacked, self.sample_B):
+            target[: len(rows[sample])] = rows[sample]
+        return stacked.to(self.mask_BS.device)
+
+
+def plan_microbatches(samples: Sequence[TrainingSample], *, max_tokens: int) -> list[list[int]]:
+    """Which samples run together: rows · longest row stays within ``max_tokens``, but for a single longer row.
+
+    A question's rows stay neighbours, because they share their beginning; questions are sorted by their longest row, so
+    that rows of similar length meet and little is padded.
+    """
+    longest: dict[str, int] = {}
+    for sample in samples:
+        longest[sample.question_id] = max(longest.get(sample.question_id, 0), len(sample.token_ids))
+    order = sorted(range(len(samples)), key=lambda i: (longest[samples[i].question_id], samples[i].question_id))
+    plan: list[list[int]] = []
+    width = 0
+    for index in order:
+        length = len(samples[index].token_ids)
+        if not plan or (len(plan[-1]) + 1) * max(width, length) > max_tokens:
+            plan.append([])
+            width = 0
+        plan[-1].append(index)
+        width = max(width, length)
+    return plan
+
+
+def build_microbatch(
+    samples: Sequence[TrainingSample],
+    indices: Sequence[int],
+    *,
+    image_store: FeatureStore,
+    vision: VisionTokens,
+    multiple_of: int,
+    device: torch.device,
+) -> Microbatch:
+    """Packs the samples at ``indices``. ValueError for rows whose images do not fit (see :func:`pack_rows`)."""
+    chosen = [samples[index] for index in indices]
+    inputs, rows = pack_rows(chosen, image_store=image_store, vision=vision, multiple_of=multiple_of)
+    ordered = [chosen[row] for row in rows.order_B]
+
+    def floats(name: str) -> Tensor:
+        return torch.from_numpy(stack_rows([getattr(s, name) for s in ordered], dtype=np.float32)).to(device)
+
+    inverse_temperature_B = np.array([1.0 / sample.temperature for sample in ordered], dtype=np.float32)
+    return Microbatch(
+        inputs=inputs.to(device),
+        sample_B=tuple(indices[row] for row in rows.order_B),
+        mask_BS=torch.from_numpy(rows.mask_BS).to(device),
+        target_L=torch.from_numpy(rows.token_ids_BS[rows.mask_BS]).to(device),
+        inverse_temperature_L=torch.from_numpy(inverse_temperature_B.repeat(rows.mask_BS.sum(axis=1))).to(device),
+        advantages_BS=floats("advantages"),
+        engine_logprobs_BS=floats("engine_logprobs"),
+    )

@@ -1,0 +1,166 @@
+"""Rows of token ids become :class:`PackedInputs`: sorted so that equal beginnings meet, then every shared token once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PackedRows
+from nemo_axpo.models.qwen3_vl.mrope import position_ids
+from nemo_axpo.types import ImageId, TrainingSample
+
+
+class FeatureStore(Protocol):
+    """What packing needs of an image store."""
+
+    def features(self, image_id: ImageId) -> Any:
+        """``pixel_values_PD`` float32 and ``grid_thw`` of one image."""
+
+
+@dataclass(frozen=True)
+class VisionTokens:
+    """How images stand in a row of token ids."""
+
+    image_token_id: int
+    video_token_id: int
+    merge_size: int
+    """Patches along the side of one language-model token."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as arrays, padded on the right, in packing order."""
+
+    order_B: np.ndarray
+    """int64 ``[B]``: index of each row in the samples that were packed."""
+    token_ids_BS: np.ndarray
+    """int64 ``[B, S]``; 0 at padding."""
+    mask_BS: np.ndarray
+    """bool ``[B, S]``: trained tokens."""
+
+
+@dataclass(frozen=True)
+class _Images:
+    batches: tuple[ImageBatch, ...]
+    grids: list[tuple[int, int, int]]
+    """Grid of every image shown, row by row."""
+    feature_BS: np.ndarray
+    """int64 ``[B, S]``: row of the concatenated features at placeholders, -1 elsewhere."""
+
+
+def pack_rows(
+    samples: Sequence[TrainingSample], *, image_store: FeatureStore, vision: VisionTokens, multiple_of: int = 1
+) -> tuple[PackedInputs, Rows]:
+    """Packs ``samples``; the number of packed tokens is padded to ``multiple_of`` (sequence parallelism splits them).
+
+    ValueError names the row whose placeholders do not fit its images, or which holds a video.
+    """
+    ids_BS = stack_rows([sample.token_ids for sample in samples], dtype=np.int64)
+    valid_BS = np.arange(ids_BS.shape[1]) < np.array([len(sample.token_ids) for sample in samples])[:, None]
+    images = _place_images(samples, ids_BS=ids_BS, image_store=image_store, vision=vision)
+    mask_BS = stack_rows([sample.loss_mask for sample in samples], dtype=bool)
+    assert not mask_BS[:, 0].any(), "position 0 is never trained: nothing predicts it"
+
+    positions_3BS = position_ids(images.feature_BS >= 0, grids=images.grids, merge_size=vision.merge_size)
+    # What a position shows: a token, or one particular token of one particular image; -1 sorts a row before its extensions.
+    shown_BS = np.where(images.feature_BS >= 0, images.feature_BS + ids_BS.max() + 1, ids_BS)
+    shown_BS[~valid_BS] = -1
+    order_B = np.lexsort(shown_BS.T[::-1])
+    token_BS, source_T = _share_beginnings(shown_BS[order_B], valid_BS=valid_BS[order_B])
+    source_T = np.pad(source_T, (0, -len(source_T) % multiple_of))
+
+    rows = Rows(order_B, ids_BS[order_B], mask_BS[order_B])
+    feature_T = images.feature_BS[order_B].ravel()[source_T]
+    row_L, position_L = np.nonzero(rows.mask_BS)
+    inputs = PackedInputs(
+        token_ids_T=_tensor(rows.token_ids_BS.ravel()[source_T]),
+        positions_3T=_tensor(positions_3BS[:, order_B].reshape(3, -1)[:, source_T]),
+        rows=PackedRows(_tensor(token_BS), _tensor(source_T)),
+        images=images.batches,
+        image_token_P=_tensor(np.flatnonzero(feature_T >= 0)),
+        image_feature_P=_tensor(feature_T[feature_T >= 0]),
+        predictor_L=_tensor(token_BS[row_L, position_L - 1]),
+    )
+    return inputs, rows
+
+
+def stack_rows(rows: Sequence[Sequence[Any]], *, dtype: Any) -> np.ndarray:
+    """Rows of different length as one array ``[B, S]``, zeros on the right."""
+    stacked = np.zeros((len(rows), max(map(len, rows))), dtype=dtype)
+    for target, row in zip(stacked, rows):
+        target[: len(row)] = row
+    return stacked
+
+
+def _share_beginnings(shown_BS: np.ndarray, *, valid_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``token_BS`` and ``source_T`` of :class:`PackedRows` for rows sorted by what they show."""
+    is_new_BS = valid_BS.copy()
+    equal_BS = (shown_BS[1:] == shown_BS[:-1]) & valid_BS[1:]
+    is_new_BS[1:] &= ~np.logical_and.accumulate(equal_BS, axis=1)
+    number_BS = np.cumsum(is_new_BS).reshape(is_new_BS.shape) - 1
+    # A shared position repeats the last new token above it: all rows in between share that token too.
+    token_BS = np.maximum.accumulate(np.where(is_new_BS, number_BS, 0), axis=0)
+    return token_BS, np.flatnonzero(is_new_BS)
+
+
+def _place_images(
+    samples: Sequence[TrainingSample], *, ids_BS: np.ndarray, image_store: FeatureStore, vision: VisionTokens
+) -> _Images:
+    features = {image_id: image_store.features(image_id) for sample in samples for image_id in sample.image_ids}
+    by_grid = sorted(features.items(), key=lambda item: item[1].grid_thw)
+    num_tokens = {image_id: _num_tokens(image_id, f.grid_thw, vision=vision) for image_id, f in by_grid}
+    first = dict(zip(num_tokens, np.cumsum([0, *num_tokens.values()]).tolist()))
+    is_image_BS = ids_BS == vision.image_token_id
+    _check_placeholders(samples, ids_BS=ids_BS, is_image_BS=is_image_BS, num_tokens=num_tokens, vision=vision)
+
+    shown = [image_id for sample in samples for image_id in sample.image_ids]
+    feature_BS = np.full(ids_BS.shape, -1, dtype=np.int64)
+    if shown:
+        feature_BS[is_image_BS] = np.concatenate([np.arange(first[i], first[i] + num_tokens[i]) for i in shown])
+    return _Images(_batches(features for _, features in by_grid), [features[i].grid_thw for i in shown], feature_BS)
+
+
+def _batches(features: Any) -> tuple[ImageBatch, ...]:
+    """Images sorted by grid, stacked per grid."""
+    by_grid: dict[tuple[int, int, int], list[torch.Tensor]] = {}
+    for image in features:
+        by_grid.setdefault(image.grid_thw, []).append(image.pixel_values_PD)
+    return tuple(ImageBatch(grid, torch.stack(patches)) for grid, patches in by_grid.items())
+
+
+def _num_tokens(image_id: ImageId, grid_thw: tuple[int, int, int], *, vision: VisionTokens) -> int:
+    time, height, width = grid_thw
+    if time != 1:
+        raise ValueError(
+            f"only stills can be trained on; {image_id[:12]} has {time} frames: give its frames as separate images"
+        )
+    return height * width // vision.merge_size**2
+
+
+def _check_placeholders(
+    samples: Sequence[TrainingSample],
+    *,
+    ids_BS: np.ndarray,
+    is_image_BS: np.ndarray,
+    num_tokens: dict[ImageId, int],
+    vision: VisionTokens,
+) -> None:
+    is_video_B = (ids_BS == vision.video_token_id).any(axis=1)
+    found_B = is_image_BS.sum(axis=1)
+    for sample, is_video, found in zip(samples, is_video_B, found_B.tolist()):
+        expected = sum(num_tokens[image_id] for image_id in sample.image_ids)
+        if is_video:
+            raise ValueError(f"video is not supported; {sample.rollout_id} holds a video placeholder: use images")
+        if found != expected:
+            raise ValueError(
+                f"a row holds one placeholder per image token; {sample.rollout_id} has {found} for {expected} tokens of "
+                f"{len(sample.image_ids)} images: expand every image to its grid when rendering"
+            )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,62 @@
+"""One pass of megatron's schedule over micro-batches: scoring (forward only) or training (forward and backward)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_axpo.actors.microbatches import Microbatch
+from nemo_axpo.models.vocab_parallel import VocabShard, token_logprobs
+
+Finish = Callable[[int, Tensor], tuple[Tensor, dict[str, Any]]]
+"""(micro-batch number, logits) to its loss and what the caller wants to know of it."""
+
+
+def run_schedule(
+    model: Any, microbatches: Sequence[Microbatch], *, finish: Finish, forward_only: bool
+) -> list[dict[str, Any]]:
+    """Runs every micro-batch; the results of ``finish`` in order on the last pipeline stage, empty on the others.
+
+    The losses are shares of the step's loss, so gradients are summed: over micro-batches here, over data-parallel ranks
+    by megatron, without any further division.
+    """
+
+    def forward_step(iterator: Any, stage: Any) -> tuple[Tensor, Callable[..., Any]]:
+        number, microbatch = next(iterator)
+        return stage(microbatch.inputs), functools.partial(calculate, number)
+
+    def calculate(number: int, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        loss, results = finish(number, logits)
+        return loss, torch.ones((), dtype=torch.int, device=loss.device), results
+
+    with torch.set_grad_enabled(not forward_only):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iter(enumerate(microbatches)),
+            model=[model],
+            num_microbatches=len(microbatches),
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+
+def sum_model_grads(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+    """Megatron's gradient reduction without its division by a token count: our losses are divided already."""
+    finalize_model_grads(model, None, **kwargs)
+
+
+def microbatch_logprobs(microbatch: Microbatch, logits_LV: Tensor, *, shard: VocabShard) -> tuple[Tensor, Tensor]:
+    """Log-probs of the trained tokens (differentiable) and entropies, both float32 ``[L]``."""
+    return token_logprobs(
+        logits_LV,
+        targets_L=microbatch.target_L,
+        inverse_temperature_L=microbatch.inverse_temperature_L,
+        shard=shard,
+    )

@@ -1,0 +1,142 @@
+"""Hugging Face checkpoint directories: read tensor by tensor, and written so that transformers loads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Qwen3VLConfig
+
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_COMPANIONS = (
+    "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "generation_config.json",
+)  # fmt: skip
+
+
+def load_hf_config(path: str | Path) -> Qwen3VLConfig:
+    """The configuration of a checkpoint directory. ValueError where there is none, or it is of another model."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"a checkpoint directory holds a config.json; {path} does not: give the directory of a Qwen3-VL checkpoint"
+        )
+    try:
+        values = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} must be JSON; {error}: download or export the checkpoint again") from error
+    if values.get("model_type") != "qwen3_vl":
+        raise ValueError(
+            f"only checkpoints of model_type 'qwen3_vl' are supported; {file} says {values.get('model_type')!r}: use a "
+            "dense Qwen3-VL checkpoint"
+        )
+    return Qwen3VLConfig.from_dict(values)
+
+
+def read_checkpoint(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a single or sharded safetensors checkpoint, one at a time.
+
+    ValueError names a file that is missing, truncated or otherwise unreadable, and the cure.
+    """
+    for file in _weight_files(Path(path)):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in sorted(tensors.keys()):
+                    yield name, tensors.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{file} must be a whole safetensors file; it cannot be read ({error}): it is truncated or corrupt, "
+                "download or export it again"
+            ) from error
+
+
+def save_hf_checkpoint(
+    path: str | Path,
+    named_tensors: Iterable[tuple[str, Tensor]],
+    *,
+    hf_config: Qwen3VLConfig,
+    source: str | Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Writes config, safetensors (with an index where there are several), and ``source``'s tokenizer and processor files.
+
+    Streams: no more than one shard of ``max_shard_bytes`` is held at a time. The index, or the only file, is written last.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    hf_config.save_pretrained(path)
+    if source is not None:
+        copy_companions(source, path)
+    _write_shards(path, _shards(named_tensors, max_bytes=max_shard_bytes))
+    return path
+
+
+def copy_companions(source: str | Path, target: str | Path) -> None:
+    """Copies tokenizer, processor, chat template and generation settings from one checkpoint directory to another."""
+    if Path(source).resolve() == Path(target).resolve():
+        return
+    for pattern in _COMPANIONS:
+        for file in sorted(Path(source).glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, Path(target) / file.name)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = path / INDEX_FILE
+    if not index.is_file():
+        if not (path / SINGLE_FILE).is_file():
+            raise ValueError(
+                f"a checkpoint holds {SINGLE_FILE} or {INDEX_FILE}; {path} has neither: give the directory of a "
+                "safetensors checkpoint (pickled .bin files are not read)"
+            )
+        return [path / SINGLE_FILE]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} must hold a weight_map; {error!r}: download the checkpoint again") from error
+    absent = [name for name in names if not (path / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{index.name} names {len(names)} files; {len(absent)} are not in {path}, first {absent[0]}: download the rest"
+        )
+    return [path / name for name in names]
+
+
+def _shards(named_tensors: Iterable[tuple[str, Tensor]], *, max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named_tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if shard and size + num_bytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        # A copy: parts of a fused parameter share memory, which safetensors refuses, and training goes on meanwhile.
+        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += num_bytes
+    yield shard
+
+
+def _write_shards(path: Path, shards: Iterator[dict[str, Tensor]]) -> None:
+    for stale in (path / SINGLE_FILE, path / INDEX_FILE, *path.glob("model-*-of-*.safetensors")):
+        stale.unlink(missing_ok=True)
+    written: list[tuple[Path, list[str], int]] = []
+    for shard in shards:
+        file = path / f"shard-{len(written) + 1}.partial"
+        save_file(shard, file, metadata={"format": "pt"})
+        written.append((file, list(shard), sum(t.numel() * t.element_size() for t in shard.values())))
+    if len(written) == 1:
+        written[0][0].rename(path / SINGLE_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, (file, names, _) in enumerate(written, start=1):
+        target = path / f"model-{number:05d}-of-{len(written):05d}.safetensors"
+        file.rename(target)
+        weight_map |= dict.fromkeys(names, target.name)
+    index: dict[str, Any] = {"metadata": {"total_size": sum(size for *_, size in written)}, "weight_map": weight_map}
+    (path / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
