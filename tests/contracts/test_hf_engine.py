@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -155,6 +157,35 @@ class TestHfEngine(EngineContract):
         with pytest.raises(TimeoutError):
             asyncio.run(give_up())
         self.assert_parity(requests[:9], run(engine, *requests[:9]), model=model, store=store)
+
+    def test_a_stopped_event_loop_leaves_nothing_behind(self, make_engine, config, model, store):
+        engine = self.build(make_engine, config, model, store)
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(engine.generate(request(store.render(1, 2, 3), max_new_tokens=100)))
+        loop.run_until_complete(asyncio.sleep(0.01))
+        task._log_destroy_pending = False
+        loop.close()
+        one = request(store.render(*range(12)))
+        self.assert_parity([one], run(engine, one), model=model, store=store)
+
+    def test_close_frees_the_memory(self, make_engine, config, model, store):
+        engine = self.build(make_engine, config, model, store)
+        run(engine, request(store.render(*range(12), "i0", 1)))
+        tensors = [weakref.ref(engine._cache._kv), weakref.ref(engine._loader._destinations["lm_head.weight"].target)]
+        asyncio.run(engine.close())
+        gc.collect()
+        assert [tensor() for tensor in tensors] == [None, None]
+        assert engine.statistics.num_encoded_images == 1
+
+    def test_diverged_weights_are_named_and_leave_no_trace(self, make_engine, config, model, store):
+        engine = self.build(make_engine, config, model, store)
+        one = request(store.render(*range(12)))
+        broken = {name: tensor * float("nan") for name, tensor in model.state_dict().items()}
+        engine.load_weights(broken.items(), policy_version=4)
+        with pytest.raises(EngineError, match="diverged"):
+            run(engine, one)
+        engine.load_weights(model.state_dict().items(), policy_version=5)
+        self.assert_parity([one], run(engine, one), model=model, store=store)
 
     def test_bfloat16_stays_near(self, make_engine, config, model, store):
         engine = self.build(make_engine, config, model, store, dtype=torch.bfloat16)

@@ -99,6 +99,7 @@ class HfEngine:
     async def generate(self, request: GenerationRequest) -> Completion:
         """Samples one completion (see the protocol). Cancelling the awaiting task frees the request's row at once."""
         self._check_ready()
+        self._leave_stopped_loop()
         active = self._reader.read(request)
         waiter: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._waiters[active] = waiter
@@ -140,10 +141,12 @@ class HfEngine:
         self._is_closed = True
         for active, waiter in self._waiters.items():
             _resolve(waiter, active.completion(finish_reason="aborted", policy_version=self.policy_version))
+        self._leave_stopped_loop()
         self._scheduler.reset()
-        self._vision.clear()
-        if self._pump_task is not None and not self._pump_task.done():
+        if self._pump_task is not None:
             await self._pump_task
+        self._scheduler.release()
+        self._vision.release()
         del self._cache, self._loader
 
     async def _pump(self) -> None:
@@ -156,6 +159,15 @@ class HfEngine:
                 await asyncio.sleep(0)
         except Exception as error:  # noqa: BLE001 - whatever broke a step reaches every waiter: none may hang
             self._fail(error)
+
+    def _leave_stopped_loop(self) -> None:
+        """Forgets the requests of an event loop that was stopped without cancelling its tasks."""
+        if self._pump_task is None or self._pump_task.get_loop() is asyncio.get_running_loop():
+            return
+        self._pump_task = None
+        if self._scheduler.has_work:
+            self._waiters.clear()
+            self._scheduler.reset()
 
     def _fail(self, error: Exception) -> None:
         self._scheduler.reset()

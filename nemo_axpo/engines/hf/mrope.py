@@ -14,11 +14,10 @@ GridTHW = tuple[int, int, int]
 
 def image_runs(token_ids_T: np.ndarray, *, image_token_id: int) -> list[tuple[int, int]]:
     """``[start, stop)`` of every unbroken run of image placeholders. Example: ``7 I I I 8`` → ``[(1, 4)]``."""
-    is_image = token_ids_T == image_token_id
-    if not is_image.any():
-        return []
-    edges = np.flatnonzero(np.diff(is_image, prepend=False, append=False))
-    return [(int(start), int(stop)) for start, stop in zip(edges[::2], edges[1::2])]
+    is_image = np.zeros(len(token_ids_T) + 2, dtype=bool)
+    is_image[1:-1] = token_ids_T == image_token_id
+    edges = np.flatnonzero(is_image[1:] != is_image[:-1]).tolist()
+    return list(zip(edges[::2], edges[1::2]))
 
 
 def num_image_tokens(grid_thw: GridTHW, *, merge_size: int) -> int:

@@ -59,6 +59,7 @@ def sample(logits_RV: Tensor, *, controls: SamplingControls, uniforms_R1: Tensor
     probs_RV = logits_RV.softmax(-1)
     cumulative_RV = probs_RV.cumsum(-1)
     tokens_R1 = torch.searchsorted(cumulative_RV, uniforms_R1 * cumulative_RV[:, -1:])
+    tokens_R1.clamp_(max=probs_RV.shape[1] - 1)  # past the end only where logits are NaN: the caller sees its log-prob
     if controls.is_greedy_R is not None or logits_RV.is_cuda:
         tokens_R1 = _prefer_argmax(tokens_R1, probs_RV=probs_RV, is_greedy_R=controls.is_greedy_R)
     return tokens_R1.squeeze(1), probs_RV.gather(1, tokens_R1).log_().squeeze(1)
@@ -80,7 +81,7 @@ def _prefer_argmax(tokens_R1: Tensor, *, probs_RV: Tensor, is_greedy_R: Tensor |
 
     A GPU's parallel scan is not exactly monotone, so its search may land beside the token it looked for.
     """
-    replace_R1 = probs_RV.gather(1, tokens_R1.clamp_(max=probs_RV.shape[1] - 1)) == 0
+    replace_R1 = probs_RV.gather(1, tokens_R1) == 0
     if is_greedy_R is not None:
         replace_R1 = replace_R1 | is_greedy_R.unsqueeze(1)
     return torch.where(replace_R1, probs_RV.argmax(-1, keepdim=True), tokens_R1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from nemo_axpo.engines.hf.requests import ActiveRequest
 from nemo_axpo.engines.hf.rows import RowTable
 from nemo_axpo.engines.hf.sampling import SamplingControls, sample
 from nemo_axpo.engines.hf.vision import VisionEncoder
+
+MIN_ADMITTED_SHARE, MAX_DEFERRALS = 1 / 8, 3
+"""Fewer waiting requests than this share of the running ones go on waiting, for at most so many steps."""
 
 
 @dataclass
@@ -62,6 +66,7 @@ class Scheduler:
         self._waiting: deque[ActiveRequest] = deque()
         self._running: list[ActiveRequest] = []
         self._batch: RunningBatch | None = None
+        self._num_deferrals = 0
         self.num_generated_tokens = self.num_prefill_tokens = self.num_reused_tokens = self.num_steps = 0
 
     @property
@@ -88,7 +93,7 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> list[ActiveRequest]:
         """Samples one token for every running request and returns those that are done, in row order."""
-        if self._waiting and len(self._running) < self._max_running:
+        if self._should_admit():
             self._admit()
         if self._batch is None:
             self._batch = self._gather()
@@ -119,6 +124,20 @@ class Scheduler:
         self._index.clear()
         self._table.clear()
 
+    def release(self) -> None:
+        """Lets go of the cache and the weights, after ``reset``; only the counters stay."""
+        del self._admitter, self._decoder, self._table, self._index
+
+    def _should_admit(self) -> bool:
+        """Whether enough requests wait to share the fixed cost of an admission (one prefill, one vision pass)."""
+        if not self._waiting or len(self._running) == self._max_running:
+            return False
+        if len(self._waiting) < MIN_ADMITTED_SHARE * len(self._running) and self._num_deferrals < MAX_DEFERRALS:
+            self._num_deferrals += 1
+            return False
+        self._num_deferrals = 0
+        return True
+
     def _admit(self) -> None:
         admitted = self._admitter.admit(self._waiting, max_admitted=self._max_running - len(self._running))
         self._running += [admission.request for admission in admitted]
@@ -138,7 +157,10 @@ class Scheduler:
         )
         tokens_R, logprobs_R = sample(logits_RV, controls=batch.controls, uniforms_R1=uniforms_R1)
         batch.advance(tokens_R)
-        return tokens_R.tolist(), logprobs_R.tolist()
+        tokens, logprobs = tokens_R.tolist(), logprobs_R.tolist()
+        if math.isnan(sum(logprobs)):
+            raise FloatingPointError("logits are not a number: the weights have diverged; load finite weights")
+        return tokens, logprobs
 
     def _end(self, requests: Sequence[ActiveRequest]) -> None:
         """Parks the rows of running requests, announces what they hold, and packs the rows that go on."""

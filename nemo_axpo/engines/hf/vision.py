@@ -16,7 +16,7 @@ class VisionEncoder:
     """
 
     def __init__(self, tower: torch.nn.Module, *, max_images: int, device: torch.device) -> None:
-        self.tower = tower
+        self._tower: torch.nn.Module | None = tower
         self._max_images = max_images
         self._device = device
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -39,12 +39,17 @@ class VisionEncoder:
         """Forgets every image, as new weights demand."""
         self._features.clear()
 
+    def release(self) -> None:
+        """Lets go of the tower and the features."""
+        self._tower = None
+        self.clear()
+
     def _run(self, images: list) -> list[Tensor]:
         grids = torch.tensor([image.grid_thw for image in images], device=self._device)
-        weight = self.tower.patch_embed.proj.weight
+        weight = self._tower.patch_embed.proj.weight
         patches_PD = torch.cat([image.pixel_values_PD for image in images]).to(self._device, weight.dtype)
-        merged, deepstack = _tower_outputs(self.tower(patches_PD, grid_thw=grids))
-        sizes = (grids.prod(-1) // self.tower.spatial_merge_size**2).tolist()
+        merged, deepstack = _tower_outputs(self._tower(patches_PD, grid_thw=grids))
+        sizes = (grids.prod(-1) // self._tower.spatial_merge_size**2).tolist()
         return list(torch.stack([merged, *deepstack]).split(sizes, dim=1))
 
 
