@@ -46,9 +46,9 @@ class WorldConfig(Section):
     dots: Probability = 0.5
     """Contrast of the dots, visible only when zoomed in, as a share of the colour's distance from gray."""
     tint: Probability = 0.25
-    """Contrast that survives in the view from afar; raises the direct accuracy."""
-    cast: NonNegative = 40.0
-    """Standard deviation of a tile's random colour cast, in 0-255 levels; lowers the direct accuracy."""
+    """Contrast of the lit swatch's colour in the light on the whole picture; raises the direct accuracy."""
+    daylight: NonNegative = 40.0
+    """Standard deviation of the daylight's colour, in 0-255 levels per channel; lowers the direct accuracy."""
     aim_rate: Probability = 0.05
     """Share of the warm start's tool calls that aim at the right tile; raises the tool accuracy."""
     tool_rate: Probability = 0.275
@@ -149,12 +149,18 @@ class ToolsConfig(Section):
     """Tools offered in the system turn; their order is the order of the schemas."""
     min_crop_side: Count | None = None
     """Shortest side of a crop in pixels; a smaller box grows around its centre. null: one vision token."""
+    observation: str = "Image {index} is the crop."
+    """Text of image_zoom_in's observation; ``{index}`` is the index of the new image."""
+    timeout_s: Positive = 60.0
+    """Limit of one call, above the limits tools set themselves."""
+    max_error_chars: Count = 400
+    """Longer error texts are cut; they become tokens of the row."""
 
 
 class TrainConfig(Section):
     """Length of the run and what it leaves behind."""
 
-    num_steps: Count = 300
+    num_steps: Count = 150
     """Rollout-and-update steps of the run."""
     eval_every: Annotated[int, Field(ge=0)] = 50
     """Steps between evaluations; 0 evaluates only before and after training."""
@@ -176,12 +182,14 @@ class EvalConfig(Section):
     """Chooses the held-out questions, and nothing else does: every run is asked the same ones."""
     temperature: NonNegative = 1.0
     """0 is greedy decoding."""
+    window_questions: Annotated[int, Field(ge=0)] = 600
+    """Questions, N rollouts each, on which a warm start is measured; 0 skips it."""
 
 
 class SftConfig(Section):
     """Supervised warm start on fresh samples."""
 
-    num_steps: Count = 500
+    num_steps: Count = 300
     batch_size: Count = 64
     """Fresh trajectories per step."""
     lr: Positive = 1e-5
@@ -190,6 +198,9 @@ class SftConfig(Section):
     """Last learning rate as a share of the peak."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: NonNegative = 0.01
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    clip_grad: NonNegative = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
 
 
 class WandbConfig(Section):

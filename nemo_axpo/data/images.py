@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,12 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nemo_axpo.types import ImageId
+
+
+_PROCESSOR_SETTINGS = (
+    "patch_size", "merge_size", "temporal_patch_size", "size", "min_pixels", "max_pixels", "image_mean", "image_std",
+    "resample", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "do_convert_rgb",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,9 +118,31 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
 
 
 def load_image_processor(checkpoint: str | Path) -> Any:
-    """The Qwen2-VL image processor of a checkpoint, without torchvision (transformers 5.x and 4.57)."""
+    """The Qwen2-VL image processor of a checkpoint. ValueError where its file is missing or broken."""
+    file = Path(checkpoint) / "preprocessor_config.json"
     try:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as processor
-    except ImportError:  # transformers 4.57: the numpy processor carries the plain name
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as processor
-    return processor.from_pretrained(str(checkpoint))
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"a checkpoint needs its image processor's {file.name}; {file} cannot be read ({error}): copy it from the "
+            "model's original checkpoint"
+        ) from error
+    return build_image_processor(**{name: settings[name] for name in _PROCESSOR_SETTINGS if name in settings})
+
+
+def build_image_processor(**settings: Any) -> Any:
+    """A Qwen2-VL image processor that needs no torchvision (transformers 5.x and 4.57)."""
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    except ImportError:
+        return _build_processor_4(**settings)
+    return Qwen2VLImageProcessorPil(**settings)
+
+
+def _build_processor_4(**settings: Any) -> Any:
+    """transformers 4.57: the numpy processor has the plain name, and overlooks ``size`` unless the bounds come singly."""
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    size = settings.get("size") or {}
+    bounds = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
+    return Qwen2VLImageProcessor(**settings, **{name: bound for name, bound in bounds.items() if bound is not None})

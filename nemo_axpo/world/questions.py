@@ -37,12 +37,12 @@ class QuestionStream:
         """``name`` separates the streams of one seed (training, evaluation, warm start)."""
         self._name, self._seed, self._style, self._images = name, seed, style, image_store
 
-    def take(self, start: int, count: int) -> tuple[WorldQuestion, ...]:
+    def take(self, start: int, count: int) -> tuple[Question, ...]:
         """Questions ``start`` to ``start + count``; their pictures are in the store."""
-        return tuple(self.question(index) for index in range(start, start + count))
+        return tuple(self.world_question(index).question for index in range(start, start + count))
 
-    def question(self, index: int) -> WorldQuestion:
-        """Question ``index`` of the stream."""
+    def world_question(self, index: int) -> WorldQuestion:
+        """Question ``index`` of the stream, with its scene."""
         rng = rng_for("question", self._name, self._seed, index)
         row, column = int(rng.integers(NUM_ROWS)), int(rng.integers(NUM_COLUMNS))
         scene = draw_scene(rng, row=row, column=column, style=self._style)

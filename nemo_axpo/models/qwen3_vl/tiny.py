@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from nemo_axpo.data.images import build_image_processor
 from nemo_axpo.data.vocabulary import SpecialTokens
 
 PATCH, MERGE = 8, 2
@@ -18,22 +19,27 @@ VIEW_PIXELS = (3 * PATCH * MERGE) * (2 * PATCH * MERGE)
 def tiny_config(tokenizer: Any, *, vocab_size: int) -> Qwen3VLConfig:
     """Configuration of the quickstart's model (0.3–0.5M parameters, tied embeddings)."""
     special = SpecialTokens.from_tokenizer(tokenizer)
-    text = dict(
-        vocab_size=vocab_size, hidden_size=96, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=24, rope_theta=10000.0, max_position_embeddings=512, tie_word_embeddings=True,
-        rope_scaling={"rope_type": "default", "mrope_section": [4, 4, 4], "mrope_interleaved": True},
-        bos_token_id=special.endoftext, eos_token_id=special.im_end, pad_token_id=special.endoftext,
-    )  # fmt: skip
-    vision = dict(
-        depth=2, hidden_size=48, intermediate_size=96, num_heads=2, patch_size=PATCH, spatial_merge_size=MERGE,
-        temporal_patch_size=2, in_channels=3, out_hidden_size=96, num_position_embeddings=64,
-        deepstack_visual_indexes=[0],
-    )  # fmt: skip
+    text = {
+        "vocab_size": vocab_size, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "rope_theta": 10000.0,
+        "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [4, 4, 4], "mrope_interleaved": True},
+        "bos_token_id": special.endoftext, "eos_token_id": special.im_end, "pad_token_id": special.endoftext,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 48, "intermediate_size": 96, "num_heads": 2, "patch_size": PATCH,
+        "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3, "out_hidden_size": 96,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
     return Qwen3VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=special.image_pad,
-        video_token_id=special.video_pad, vision_start_token_id=special.vision_start,
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        image_token_id=special.image_pad,
+        video_token_id=special.video_pad,
+        vision_start_token_id=special.vision_start,
         vision_end_token_id=special.vision_end,
-    )  # fmt: skip
+    )
 
 
 def save_tiny_checkpoint(path: str | Path, *, tokenizer: Any, vocab_size: int, seed: int) -> Path:
@@ -52,15 +58,14 @@ def save_tiny_checkpoint(path: str | Path, *, tokenizer: Any, vocab_size: int, s
 
 def tiny_image_processor() -> Any:
     """The real Qwen2-VL image processor at the tiny patch size and pixel budget."""
-    kwargs = dict(
-        patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    return build_image_processor(
+        patch_size=PATCH,
+        merge_size=MERGE,
+        temporal_patch_size=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
         size={"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": VIEW_PIXELS},
-    )  # fmt: skip
-    try:
-        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil as processor
-    except ImportError:  # transformers 4.57
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as processor
-    return processor(**kwargs)
+    )
 
 
 @torch.no_grad()

@@ -1,0 +1,164 @@
+"""Builds the parts of a run from its config; commands put them together.
+
+Every part is built from what it needs, so that a student can build one alone in a shell. The only module, with
+``engines.registry``, that turns words of a config into classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoTokenizer
+
+from nemo_axpo.algorithms.base import Algorithm, get_algorithm
+from nemo_axpo.config.checks import algorithm_arguments
+from nemo_axpo.config.schema import Config
+from nemo_axpo.data.chat import ChatRenderer
+from nemo_axpo.data.images import ImageStore, load_image_processor
+from nemo_axpo.data.vocabulary import banned_token_ids
+from nemo_axpo.engines.base import Engine
+from nemo_axpo.engines.registry import create_engine
+from nemo_axpo.losses.policy_loss import PolicyLoss
+from nemo_axpo.models.qwen3_vl.loading import load_hf_config
+from nemo_axpo.rewards.base import VerifierRegistry
+from nemo_axpo.rewards.exact_match import ExactMatch
+from nemo_axpo.rollouts.agent import Agent
+from nemo_axpo.rollouts.limits import RolloutLimits
+from nemo_axpo.rollouts.producer import Producer
+from nemo_axpo.tools.executor import ToolExecutor
+from nemo_axpo.tools.image_zoom_in import ImageZoomIn
+from nemo_axpo.tools.registry import ToolRegistry
+from nemo_axpo.world.questions import SOURCE, QuestionStream
+from nemo_axpo.world.scene import SceneStyle
+
+if TYPE_CHECKING:
+    from nemo_axpo.actors.actor import Actor
+    from nemo_axpo.actors.optimizer import AdamSettings
+
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What every command shares: a checkpoint's files, the images in flight, the renderer and the tools."""
+
+    checkpoint: Path
+    hf_config: Any
+    image_processor: Any
+    images: ImageStore
+    renderer: ChatRenderer
+    tools: ToolExecutor
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Ids that neither the engine nor the trainer gives any probability."""
+        return banned_token_ids(self.renderer.tokenizer, vocab_size=self.hf_config.text_config.vocab_size)
+
+
+def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
+    """Reads a checkpoint's config, tokenizer and image processor; ValueError where one does not fit."""
+    image_processor = load_image_processor(checkpoint)
+    images = ImageStore(image_processor)
+    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
+    registry = ToolRegistry(_build_tool(name, config=config, images=images) for name in config.tools.names)
+    tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
+    renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas)
+    return Workbench(Path(checkpoint), load_hf_config(checkpoint), image_processor, images, renderer, tools)
+
+
+def _build_tool(name: str, *, config: Config, images: ImageStore) -> ImageZoomIn:
+    if name != ImageZoomIn.name:
+        raise ValueError(f"tools.names may hold {ImageZoomIn.name}; got {name!r}: remove it")
+    return ImageZoomIn(images, min_side=config.tools.min_crop_side, observation=config.tools.observation)
+
+
+def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream:
+    """A stream of questions; its name separates training, evaluation and warm start under one seed."""
+    if config.data.name != SOURCE:
+        raise ValueError(f"data.name must be {SOURCE!r}; got {config.data.name!r}: other readers do not exist yet")
+    world = config.world
+    style = SceneStyle(dots=world.dots, tint=world.tint, daylight=world.daylight)
+    return QuestionStream(stream, seed=seed, style=style, image_store=images)
+
+
+def build_engine(config: Config, *, bench: Workbench) -> Engine:
+    """The generation engine, without weights yet."""
+    return create_engine(
+        config.engine.name,
+        hf_config=bench.hf_config,
+        image_store=bench.images,
+        stop_token_ids=bench.renderer.stop_token_ids,
+        banned_token_ids=bench.banned_token_ids,
+        max_num_seqs=config.engine.max_num_seqs,
+        max_model_len=config.engine.max_model_len,
+        device=config.device,
+        dtype=DTYPES[config.engine.dtype],
+    )
+
+
+def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperature: float) -> Producer:
+    """Rollouts at one temperature; training and evaluation have a producer each."""
+    rollout = config.rollout
+    limits = RolloutLimits(
+        max_new_tokens=rollout.max_new_tokens,
+        max_row_tokens=rollout.max_row_tokens,
+        max_turns=rollout.max_turns,
+        max_time_s=rollout.max_time_s,
+    )
+    agent = Agent(engine, renderer=bench.renderer, tools=bench.tools, limits=limits, temperature=temperature)
+    return Producer(agent, verifiers=build_verifiers())
+
+
+def build_verifiers() -> VerifierRegistry:
+    """Verifiers by data source."""
+    return VerifierRegistry({SOURCE: ExactMatch()})
+
+
+def build_algorithm(config: Config) -> Algorithm:
+    """GRPO or AXPO: the one word in which two runs differ."""
+    return get_algorithm(config.algorithm.name)(**algorithm_arguments(config))
+
+
+def build_loss(config: Config) -> PolicyLoss:
+    """The policy loss of the config."""
+    return PolicyLoss(**config.loss.model_dump())
+
+
+def build_actor(
+    config: Config, *, bench: Workbench, optimizer: AdamSettings, keep_reference: bool, seed: int = 0
+) -> Actor:
+    """The policy on megatron-core with the checkpoint's weights; its reference policy is those same weights."""
+    from nemo_axpo.actors.actor import Actor
+    from nemo_axpo.actors.megatron_setup import ParallelLayout
+
+    section = config.actor
+    return Actor(
+        bench.checkpoint,
+        image_store=bench.images,
+        banned_token_ids=bench.banned_token_ids,
+        optimizer=optimizer,
+        micro_batch_tokens=section.micro_batch_tokens,
+        layout=ParallelLayout(section.tensor_parallel, section.pipeline_parallel),
+        device=config.device,
+        dtype=DTYPES[section.dtype],
+        seed=seed,
+        keep_reference=keep_reference,
+    )
+
+
+def policy_optimizer(config: Config) -> AdamSettings:
+    """AdamW of reinforcement learning."""
+    from nemo_axpo.actors.optimizer import AdamSettings
+
+    return AdamSettings(**config.optimizer.model_dump(exclude={"warmup_steps"}))
+
+
+def warm_start_optimizer(config: Config) -> AdamSettings:
+    """AdamW of the supervised warm start."""
+    from nemo_axpo.actors.optimizer import AdamSettings
+
+    return AdamSettings(**config.sft.model_dump(include={"lr", "betas", "weight_decay", "clip_grad"}))

@@ -1,0 +1,170 @@
+"""``nemo-axpo train``: builds the parts, runs the loop, and keeps everything a resumed run needs."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_axpo import assembly
+from nemo_axpo.checkpoint_store import CheckpointStore
+from nemo_axpo.config.schema import Config
+from nemo_axpo.eval.evaluate import EvalResult, evaluate
+from nemo_axpo.loop import LoopSettings, Step, TrainingLoop
+from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
+from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.report.recorder import record_trees
+from nemo_axpo.report.tree_records import choose_groups, tree_record
+from nemo_axpo.run_directory import RunDirectory, open_run_directory
+
+MAX_RECORDED_GROUPS = 4
+"""Trees written at a recorded step: enough to browse, small on disk."""
+
+
+def run_training(config: Config, *, resume: bool = False) -> None:
+    """Trains ``config.model.path`` by reinforcement learning in ``config.output_dir``.
+
+    Raises ValueError (one of its kinds in ``nemo_axpo.errors``) for anything the user can cure.
+    """
+    with open_run_directory(config, resume=resume) as run, ProgressDisplay() as progress:
+        trainer = Trainer(config, run=run, progress=progress)
+        asyncio.run(trainer.run(resume=resume))
+
+
+class Trainer:
+    """The parts of one run, and the order in which steps, evaluations, records and checkpoints happen."""
+
+    def __init__(self, config: Config, *, run: RunDirectory, progress: ProgressDisplay) -> None:
+        self._config, self._run, self._progress = config, run, progress
+        self._bench = bench = assembly.build_workbench(config, checkpoint=config.model.path)
+        self._checkpoints = CheckpointStore(run.checkpoints_path, keep=config.train.keep_checkpoints)
+        loss = assembly.build_loss(config)
+        self._actor = assembly.build_actor(
+            config,
+            bench=bench,
+            optimizer=assembly.policy_optimizer(config),
+            keep_reference=loss.needs_reference,
+            seed=config.seed,
+        )
+        self._engine = assembly.build_engine(config, bench=bench)
+        self._loop = TrainingLoop(
+            algorithm=assembly.build_algorithm(config),
+            loss=loss,
+            actor=self._actor,
+            engine=self._engine,
+            producer=self._producer(config.rollout.temperature),
+            questions=assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images),
+            image_store=bench.images,
+            settings=LoopSettings(
+                seed=config.seed,
+                num_questions=config.data.num_questions_per_step,
+                temperature=config.rollout.temperature,
+                num_minibatches=config.actor.num_minibatches,
+                warmup_steps=config.optimizer.warmup_steps,
+                lr=config.optimizer.lr,
+            ),
+        )
+        self._eval_producer = self._producer(config.eval.temperature)
+
+    async def run(self, *, resume: bool) -> None:
+        """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy."""
+        done = self._restore() if resume else 0
+        self._run.forget_after(done)
+        self._loop.sync()
+        try:
+            await self._check_verifiers()
+            if done == 0:
+                self._run.write_evaluation("initial", (await self._evaluate()).as_dict())
+            with self._metrics_log(done) as log:
+                await self._steps(done, log=log)
+            self._run.write_evaluation("final", (await self._evaluate()).as_dict())
+            self._actor.save_hf(self._run.path / "hf")
+        finally:
+            await self._engine.close()
+
+    async def _steps(self, done: int, *, log: MetricsLog) -> None:
+        train = self._config.train
+        name = self._run.path.name
+        self._progress.start(name, total=train.num_steps, done=done)
+        for index in range(done, train.num_steps):
+            step, number = await self._loop.step(index), index + 1
+            if train.record_every and number % train.record_every == 0:
+                self._record(step, number=number)
+            metrics: dict[str, Any] = {**step.metrics, "memory/peak_gib": peak_memory_gib()}
+            if train.eval_every and number % train.eval_every == 0 and number < train.num_steps:
+                metrics |= {f"eval/{key}": value for key, value in (await self._evaluate()).metrics().items()}
+            log.log(number, metrics)
+            self._progress.update(name, step=number, metrics=metrics)
+            if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
+                self._save(number)
+
+    async def _evaluate(self) -> EvalResult:
+        """The held-out questions, the same in every run."""
+        section = self._config.eval
+        stream = assembly.build_questions(self._config, stream="eval", seed=section.seed, images=self._bench.images)
+        questions = stream.take(0, section.num_questions)
+        return await evaluate(
+            self._eval_producer, questions, num_rollouts=section.num_rollouts, seed=section.seed
+        )
+
+    async def _check_verifiers(self) -> None:
+        """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
+        stream = assembly.build_questions(self._config, stream="train", seed=self._config.seed, images=self._bench.images)
+        await assembly.build_verifiers().check(stream.take(0, 4))
+
+    def _producer(self, temperature: float) -> Any:
+        return assembly.build_producer(self._config, bench=self._bench, engine=self._engine, temperature=temperature)
+
+    def _record(self, step: Step, *, number: int) -> None:
+        experience = step.experience
+        groups = choose_groups(
+            experience.groups, continuations=experience.continuations, max_groups=MAX_RECORDED_GROUPS
+        )
+        trees = [
+            tree_record(
+                group,
+                step=number,
+                plan=experience.plan,
+                continuations=experience.continuations,
+                samples=step.samples,
+                decode=self._bench.renderer.decode,
+            )
+            for group in groups
+        ]
+        record_trees(
+            self._run, trees, step=number, image_store=self._bench.images, image_processor=self._bench.image_processor
+        )
+
+    def _save(self, number: int) -> None:
+        tensors, state = self._actor.state_dict()
+        self._checkpoints.save(number, tensors=tensors, state=state)
+
+    def _restore(self) -> int:
+        """Loads the newest checkpoint; the number of finished steps, 0 where there is none."""
+        if not self._checkpoints.steps():
+            return 0
+        checkpoint = self._checkpoints.load()
+        self._actor.load_state_dict(checkpoint.tensors, checkpoint.state)
+        return checkpoint.step
+
+    def _metrics_log(self, done: int) -> MetricsLog:
+        return MetricsLog(self._run.metrics_path, sinks=metrics_sinks(self._config, run=self._run, last_step=done))
+
+
+def metrics_sinks(config: Config, *, run: RunDirectory, last_step: int) -> list[MetricsSink]:
+    """TensorBoard and W&B as the config asks."""
+    sinks: list[MetricsSink] = []
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(run.tensorboard_path, last_step=last_step))
+    if config.logging.wandb.enabled:
+        settings: Mapping[str, Any] = config.model_dump(mode="json")
+        sinks.append(WandbSink(run.path, project=config.logging.wandb.project, config=settings))
+    return sinks
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
