@@ -9,9 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PackedRows
+from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PackedRows, RowBlock
 from nemo_axpo.models.qwen3_vl.mrope import position_ids
 from nemo_axpo.types import ImageId, TrainingSample
+
+_ALIGNMENT = 8
+"""Attention kernels are up to a third slower on lengths that do not fill their vectors."""
+_MAX_MASKED_ROW = 1024
+"""Longer rows are attended as a whole: their mask would cost more memory than the shared queries save time."""
 
 
 class FeatureStore(Protocol):
@@ -44,6 +49,20 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Which tokens rows have in common; T tokens are numbered in the order in which rows introduce them."""
+
+    token_BS: np.ndarray
+    """int64: number of the token each position shows; anything valid at padding."""
+    length_B: np.ndarray
+    """int64: positions of each row."""
+    num_shared_B: np.ndarray
+    """int64: leading positions of each row that an earlier row introduced."""
+    source_T: np.ndarray
+    """int64: position in the flattened ``[B · S]`` rows where each token is introduced."""
+
+
+@dataclass(frozen=True)
 class _Images:
     batches: tuple[ImageBatch, ...]
     grids: list[tuple[int, int, int]]
@@ -70,8 +89,9 @@ def pack_rows(
     shown_BS = np.where(images.feature_BS >= 0, images.feature_BS + ids_BS.max() + 1, ids_BS)
     shown_BS[~valid_BS] = -1
     order_B = np.lexsort(shown_BS.T[::-1])
-    token_BS, source_T = _share_beginnings(shown_BS[order_B], valid_BS=valid_BS[order_B])
-    source_T = np.pad(source_T, (0, -len(source_T) % multiple_of))
+    sharing = _share_beginnings(shown_BS[order_B], valid_BS=valid_BS[order_B])
+    # A filler token repeats token 0 and is seen by none.
+    source_T = np.pad(sharing.source_T, (0, -len(sharing.source_T) % multiple_of))
 
     rows = Rows(order_B, ids_BS[order_B], mask_BS[order_B])
     feature_T = images.feature_BS[order_B].ravel()[source_T]
@@ -79,13 +99,60 @@ def pack_rows(
     inputs = PackedInputs(
         token_ids_T=_tensor(rows.token_ids_BS.ravel()[source_T]),
         positions_3T=_tensor(positions_3BS[:, order_B].reshape(3, -1)[:, source_T]),
-        rows=PackedRows(_tensor(token_BS), _tensor(source_T)),
+        rows=attention_rows(sharing, source_T=source_T),
         images=images.batches,
         image_token_P=_tensor(np.flatnonzero(feature_T >= 0)),
         image_feature_P=_tensor(feature_T[feature_T >= 0]),
-        predictor_L=_tensor(token_BS[row_L, position_L - 1]),
+        predictor_L=_tensor(sharing.token_BS[row_L, position_L - 1]),
     )
     return inputs, rows
+
+
+def attention_rows(sharing: Sharing, *, source_T: np.ndarray) -> PackedRows:
+    """Blocks of rows with similarly many queries, rows without shared beginning (which need no mask) apart from the rest."""
+    first_B = np.where(sharing.length_B > _MAX_MASKED_ROW, 0, sharing.num_shared_B)
+    num_queries_B = sharing.length_B - first_B
+    width = sharing.token_BS.shape[1]
+    token_BS = np.pad(sharing.token_BS, ((0, 0), (0, -width % _ALIGNMENT)))
+    query_BS = np.zeros(token_BS.shape, dtype=np.int64)
+    blocks, num_before = [], 0
+    for is_plain in (True, False):
+        for rows_R in _similar(np.flatnonzero((first_B == 0) == is_plain), num_queries_B):
+            blocks.append(_block(token_BS[rows_R], length_R=sharing.length_B[rows_R], first_R=first_B[rows_R]))
+            num_rows, num_queries = blocks[-1].query_BQ.shape
+            flat_RQ = num_before + np.arange(num_rows * num_queries).reshape(num_rows, num_queries)
+            position_RQ = np.minimum(first_B[rows_R][:, None] + np.arange(num_queries), token_BS.shape[1] - 1)
+            query_BS[rows_R[:, None], position_RQ] = flat_RQ
+            num_before += num_rows * num_queries
+    return PackedRows(tuple(blocks), _tensor(query_BS[:, :width].ravel()[source_T]))
+
+
+def _similar(rows_R: np.ndarray, num_queries_B: np.ndarray) -> list[np.ndarray]:
+    """Cuts rows into groups whose smallest number of queries is more than half of the largest; rows without any drop out."""
+    rows_R = rows_R[num_queries_B[rows_R] > 0]
+    rows_R = rows_R[np.argsort(-num_queries_B[rows_R], kind="stable")]
+    groups: list[np.ndarray] = []
+    while len(rows_R):
+        is_near = 2 * num_queries_B[rows_R] > num_queries_B[rows_R[0]]
+        groups.append(rows_R[is_near])
+        rows_R = rows_R[~is_near]
+    return groups
+
+
+def _block(token_RS: np.ndarray, *, length_R: np.ndarray, first_R: np.ndarray) -> RowBlock:
+    num_keys = _aligned(length_R.max())
+    if not first_R.any():
+        tokens = _tensor(token_RS[:, :num_keys])
+        return RowBlock(tokens, tokens, None)
+    position_RQ = first_R[:, None] + np.arange(_aligned((length_R - first_R).max()))
+    hidden_RQS = np.arange(num_keys) > position_RQ[:, :, None]
+    mask_RQS = torch.zeros(hidden_RQS.shape).masked_fill_(_tensor(hidden_RQS), float("-inf"))
+    query_RQ = np.take_along_axis(token_RS, np.minimum(position_RQ, token_RS.shape[1] - 1), axis=1)
+    return RowBlock(_tensor(query_RQ), _tensor(token_RS[:, :num_keys]), mask_RQS.unsqueeze(1))
+
+
+def _aligned(size: int) -> int:
+    return int(size) + -int(size) % _ALIGNMENT
 
 
 def stack_rows(rows: Sequence[Sequence[Any]], *, dtype: Any) -> np.ndarray:
@@ -96,15 +163,16 @@ def stack_rows(rows: Sequence[Sequence[Any]], *, dtype: Any) -> np.ndarray:
     return stacked
 
 
-def _share_beginnings(shown_BS: np.ndarray, *, valid_BS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``token_BS`` and ``source_T`` of :class:`PackedRows` for rows sorted by what they show."""
+def _share_beginnings(shown_BS: np.ndarray, *, valid_BS: np.ndarray) -> Sharing:
+    """Which positions show a token that an earlier row computes, for rows sorted by what they show."""
     is_new_BS = valid_BS.copy()
     equal_BS = (shown_BS[1:] == shown_BS[:-1]) & valid_BS[1:]
     is_new_BS[1:] &= ~np.logical_and.accumulate(equal_BS, axis=1)
     number_BS = np.cumsum(is_new_BS).reshape(is_new_BS.shape) - 1
     # A shared position repeats the last new token above it: all rows in between share that token too.
     token_BS = np.maximum.accumulate(np.where(is_new_BS, number_BS, 0), axis=0)
-    return token_BS, np.flatnonzero(is_new_BS)
+    length_B = valid_BS.sum(axis=1)
+    return Sharing(token_BS, length_B, length_B - is_new_BS.sum(axis=1), np.flatnonzero(is_new_BS))
 
 
 def _place_images(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
-from nemo_axpo.models.qwen3_vl.inputs import PackedRows
+from nemo_axpo.models.qwen3_vl.inputs import PackedRows, RowBlock
 from nemo_axpo.models.qwen3_vl.mrope import rotate
 
 
@@ -38,10 +38,7 @@ class PackedSelfAttention(SelfAttention):
 
 
 class PackedAttention(torch.nn.Module):
-    """Scaled dot-product attention of packed tokens.
-
-    Rows are padded on the right, so under the causal mask no token that counts ever sees padding: no mask is needed.
-    """
+    """Scaled dot-product attention of packed tokens, block of rows by block of rows."""
 
     def __init__(self, *, softmax_scale: float | None, **_: Any) -> None:
         """``_``: what megatron passes to every core attention."""
@@ -50,16 +47,26 @@ class PackedAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows) -> Tensor:
         """Query ``[T, 1, heads, D]``, key and value ``[T, 1, groups, D]`` to ``[T, 1, heads · D]``."""
-        shared = query.shape[2] // key.shape[2]
-        key, value = (states.repeat_interleave(shared, dim=2) if shared > 1 else states for states in (key, value))
-        unfolded = [_unfold(states, rows=rows) for states in (query, key, value)]
-        context = F.scaled_dot_product_attention(*unfolded, is_causal=True, scale=self._scale)
-        context = context.transpose(1, 2).reshape(rows.token_BS.numel(), -1)
-        return context.index_select(0, rows.source_T).unsqueeze(1)
+        contexts = [self._attend(query, key, value, block=block) for block in rows.blocks]
+        return torch.cat(contexts).index_select(0, rows.source_T).unsqueeze(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *, block: RowBlock) -> Tensor:
+        """Context of the block's queries, ``[B · Q, heads · D]``."""
+        mask = None if block.mask_B1QS is None else block.mask_B1QS.to(query.dtype)
+        context = F.scaled_dot_product_attention(
+            _unfold(query, block.query_BQ),
+            _unfold(key, block.key_BS),
+            _unfold(value, block.key_BS),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self._scale,
+            enable_gqa=True,
+        )
+        return context.transpose(1, 2).reshape(block.query_BQ.numel(), -1)
 
 
-def _unfold(states: Tensor, *, rows: PackedRows) -> Tensor:
+def _unfold(states: Tensor, token_BS: Tensor) -> Tensor:
     """Packed ``[T, 1, heads, D]`` to rows ``[B, heads, S, D]``; the gradient of a shared token is summed over its rows."""
     num_tokens, _, num_heads, head_dim = states.shape
-    flat = states.reshape(num_tokens, -1).index_select(0, rows.token_BS.flatten())
-    return flat.view(*rows.token_BS.shape, num_heads, head_dim).transpose(1, 2)
+    flat = states.reshape(num_tokens, -1).index_select(0, token_BS.flatten())
+    return flat.view(*token_BS.shape, num_heads, head_dim).transpose(1, 2)

@@ -4,11 +4,10 @@ Rows of one question share their prompt, continuations share a thinking prefix, 
 token whose whole past is equal in several rows has the same hidden state in all of them, so it is computed once. Example:
 rows ``a b c`` and ``a b d e`` pack into T = 5 tokens ``a b c d e``::
 
-    rows.token_BS   0 1 2 (2)      where row r's position s lies among the T tokens; padding repeats any valid index
-                    0 1 3  4
-    rows.source_T   0 1 2 6 7      where token t is found in the flattened B·S rows
+    row 0: keys 0 1 2      queries 0 1 2     all of it is new
+    row 1: keys 0 1 3 4    queries 3 4       positions 2 and 3; the rest was computed in row 0
 
-Linear layers and norms see T tokens; only attention unfolds the rows.
+Linear layers and norms see T tokens; only attention unfolds the rows, and of each only the queries that are new.
 """
 
 from __future__ import annotations
@@ -20,13 +19,25 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """How B rows of at most S positions share T tokens."""
+class RowBlock:
+    """B rows that run through attention together; S key positions, Q queries per row, padded on the right."""
 
-    token_BS: Tensor
-    """int64 ``[B, S]``: packed token of each row position; anything valid at padding (rows are padded on the right)."""
+    query_BQ: Tensor
+    """int64: packed token of each query; anything valid at padding."""
+    key_BS: Tensor
+    """int64: packed token of each row position; anything valid at padding."""
+    mask_B1QS: Tensor | None
+    """float32, added to the attention scores: 0 where a query sees a key, -inf where not. None for plain causal rows,
+    whose queries are all positions: there padding lies after everything that counts, so no mask is needed."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """How rows share T tokens."""
+
+    blocks: tuple[RowBlock, ...]
     source_T: Tensor
-    """int64 ``[T]``: one position of the flattened ``[B·S]`` rows that shows token t."""
+    """int64 ``[T]``: where each token was a query, in the queries of all blocks, flattened and concatenated."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,12 @@ class PackedInputs:
         """The same inputs on ``device``."""
         if self.token_ids_T.device == device:
             return self
-        rows = PackedRows(**{name: tensor.to(device) for name, tensor in vars(self.rows).items()})
+        blocks = tuple(RowBlock(*(_moved(value, device) for value in vars(b).values())) for b in self.rows.blocks)
+        rows = PackedRows(blocks, self.rows.source_T.to(device))
         images = tuple(ImageBatch(i.grid_thw, i.patches_IPD.to(device)) for i in self.images)
         moved = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
         return PackedInputs(rows=rows, images=images, **moved)
+
+
+def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
