@@ -131,8 +131,7 @@ class EngineContract:
     def test_samples_of_one_prefix_follow_their_seeds(self, engine, store):
         prompt = store.render(*text(random.Random(3), 12), "i0", 5)
         first = run(engine, *(request(prompt, seed=seed) for seed in (1, 2, 1)))
-        assert first[0] == first[2]
-        assert first[0] != first[1]
+        assert first[0].token_ids == first[2].token_ids != first[1].token_ids
 
     def test_seeds_do_not_depend_on_batch_mates(self, engine, store):
         rng = random.Random(4)
@@ -155,17 +154,16 @@ class EngineContract:
         requests = [request(store.render(1, 2, seed), seed=seed, max_new_tokens=60) for seed in range(20)]
         for completion in run(engine, *requests):
             assert completion.finish_reason == "stop"
-            assert [token in stop for token in completion.token_ids] == [False] * (len(completion.token_ids) - 1) + [
-                True
-            ]
+            *before, last = [token in stop for token in completion.token_ids]
+            assert last and not any(before)
 
     def test_greedy(self, engine, model, store):
         prompt = store.render(3, 1, 4, 1, 5, "i0", 9)
         completions = run(engine, *(request(prompt, seed=seed, temperature=0.0, top_k=3) for seed in range(2)))
-        assert completions[0] == completions[1]
+        assert completions[0].token_ids == completions[1].token_ids
         self.assert_parity([request(prompt)], completions[:1], model=model, store=store)
         others = run(engine, *(request(prompt, seed=seed, max_new_tokens=1) for seed in range(30)))
-        assert completions[0].logprobs[0] >= max(c.logprobs[0] for c in others)
+        assert completions[0].logprobs[0] >= max(c.logprobs[0] for c in others) - TOLERANCE
 
     def test_top_k_and_top_p_renormalise(self, engine, store):
         prompt = store.render(*text(random.Random(5), 6))

@@ -14,16 +14,17 @@ from nemo_axpo.engines.hf.rows import CacheRow, RowTable
 
 def build_cache(num_rows: int) -> KvCache:
     return KvCache(
-        num_rows, num_layers=2, num_kv_heads=2, head_dim=3, num_positions=5, device=torch.device("cpu"), dtype=torch.float32
+        num_rows, num_layers=2, num_kv_heads=2, head_dim=3, num_positions=5, dtype=torch.float32,
+        device=torch.device("cpu"),
     )  # fmt: skip
 
 
 def write(cache: KvCache, row: CacheRow, value: float) -> None:
     """Fills all positions of ``row`` with ``value`` (keys) and ``-value`` (values)."""
-    index = cache.write_index(torch.full((5,), row.index), torch.arange(5))
+    rows, positions = torch.full((5,), row.index), torch.arange(5)
     for layer in range(2):
         filled = torch.full((5, 2, 3), value + layer)
-        cache.write(layer, index=index, keys_NHD=filled, values_NHD=-filled)
+        cache.write(layer, rows_N=rows, positions_N=positions, keys_NHD=filled, values_NHD=-filled)
 
 
 def holds(cache: KvCache, row: CacheRow, value: float, num_positions: int) -> bool:

@@ -70,14 +70,13 @@ class Decoder:
         """
         num_rows = tokens_R.shape[0]
         num_places = self._round(max_length + 1)
-        index = self._cache.write_index(self._rows[:num_rows], lengths_R)
-        hidden_R1T = self._places[:num_places] > lengths_R.view(-1, 1, 1)
-        rows = slice(0, num_rows)
+        mask_R1S = self._mask(lengths_R.unsqueeze(1), num_places)
+        rows_R, rows = self._rows[:num_rows], slice(0, num_rows)
 
         def attend(layer: int, query_RHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self._cache.write(layer, index=index, keys_NHD=keys, values_NHD=values)
+            self._cache.write(layer, rows_N=rows_R, positions_N=lengths_R, keys_NHD=keys, values_NHD=values)
             keys, values = self._cache.read(layer, rows=rows, num_positions=num_places)
-            return self._attention(query_RHD.unsqueeze(1), keys=keys, values=values, hidden_ATS=hidden_R1T)
+            return self._attention(query_RHD.unsqueeze(1), keys=keys, values=values, mask_ATS=mask_R1S)
 
         x_RH = self._forward(F.embedding(tokens_R, self._weights.embedding_VH), self._rotary.text(positions_R), attend)
         x_RH = self._norm(x_RH, self._weights.final_norm_H)
@@ -93,16 +92,16 @@ class Decoder:
         places_AT = starts_A.unsqueeze(1) + steps_T
         packing_N = (steps_T < counts_A.unsqueeze(1)).flatten().nonzero().squeeze(1)
         rows_N = packing_N // num_new + chunk.first_row
-        index = self._cache.write_index(rows_N, places_AT.flatten()[packing_N])
-        hidden_ATS = self._places[:num_places] > places_AT.unsqueeze(2)
+        places_N = places_AT.flatten()[packing_N]
+        mask_ATS = self._mask(places_AT, num_places)
         rows = slice(chunk.first_row, chunk.first_row + num_rows)
 
         def attend(layer: int, query_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self._cache.write(layer, index=index, keys_NHD=keys, values_NHD=values)
+            self._cache.write(layer, rows_N=rows_N, positions_N=places_N, keys_NHD=keys, values_NHD=values)
             keys, values = self._cache.read(layer, rows=rows, num_positions=num_places)
             padded = query_NHD.new_zeros(num_rows * num_new, *query_NHD.shape[1:]).index_copy_(0, packing_N, query_NHD)
             padded = padded.unflatten(0, (num_rows, num_new))
-            return self._attention(padded, keys=keys, values=values, hidden_ATS=hidden_ATS).index_select(0, packing_N)
+            return self._attention(padded, keys=keys, values=values, mask_ATS=mask_ATS).index_select(0, packing_N)
 
         x_NH = F.embedding(chunk.tokens_N, self._weights.embedding_VH)
         if chunk.image_index_M.numel():
@@ -137,20 +136,25 @@ class Decoder:
         gate, up = F.linear(self._norm(x_NH, layer.post_norm_H), layer.gate_up).chunk(2, dim=-1)
         return torch.addmm(x_NH, self._activation(gate).mul_(up), layer.down.t())
 
-    def _attention(self, query_ATHD: Tensor, *, keys: Tensor, values: Tensor, hidden_ATS: Tensor) -> Tensor:
+    def _attention(self, query_ATHD: Tensor, *, keys: Tensor, values: Tensor, mask_ATS: Tensor) -> Tensor:
         """``[A · T, query heads · D]``; the query heads that share a key head are further rows of one product with it.
 
-        ``keys`` and ``values``: ``[A · kv heads, S, D]``; ``hidden_ATS``: True where a query must not look.
+        ``keys``: ``[A · kv heads, D, S]``; ``values``: ``[A · kv heads, S, D]``; ``mask_ATS``: added to the scores.
         """
         num_rows, num_new = query_ATHD.shape[:2]
         group = self._num_query // self._num_kv
         query = query_ATHD.unflatten(2, (self._num_kv, group)).permute(0, 2, 3, 1, 4)
         query = query.reshape(num_rows * self._num_kv, group * num_new, self._head_dim)
-        scores = torch.bmm(query, keys.transpose(1, 2))
-        scores.view(num_rows, self._num_kv * group, num_new, -1).masked_fill_(hidden_ATS.unsqueeze(1), float("-inf"))
+        scores = torch.bmm(query, keys)
+        scores.view(num_rows, self._num_kv * group, num_new, -1).add_(mask_ATS.unsqueeze(1))
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         attended = torch.bmm(weights, values).view(num_rows, self._num_kv * group, num_new, self._head_dim)
         return attended.transpose(1, 2).reshape(num_rows * num_new, -1)
+
+    def _mask(self, places_AT: Tensor, num_places: int) -> Tensor:
+        """``[A, T, num_places]``: 0 up to the place of the query, -inf behind it."""
+        mask = torch.zeros(*places_AT.shape, num_places, device=places_AT.device, dtype=self._cache.dtype)
+        return mask.masked_fill_(self._places[:num_places] > places_AT.unsqueeze(2), float("-inf"))
 
     def _norm(self, x_NH: Tensor, weight_H: Tensor) -> Tensor:
         return F.rms_norm(x_NH, (x_NH.shape[-1],), weight_H, self._eps)
