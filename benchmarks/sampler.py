@@ -103,9 +103,10 @@ class Bench:
         engine.load_weights(self.model.state_dict().items(), policy_version=0)
         return engine
 
-    def serve(self, engine: HfEngine, rollouts: list[list[Turn]]) -> int:
-        """Runs every rollout to its end at once; returns the sampled tokens."""
-        engine.load_weights(self.model.state_dict().items(), policy_version=engine.policy_version + 1)
+    def serve(self, engine: HfEngine, rollouts: list[list[Turn]], *, reload: bool = True) -> int:
+        """Runs every rollout to its end at once; returns the sampled tokens. ``reload`` drops what is cached first."""
+        if reload:
+            engine.load_weights(self.model.state_dict().items(), policy_version=engine.policy_version + 1)
 
         async def roll(number: int, turns: list[Turn]) -> int:
             row, sampled = RenderedTokens(()), 0
@@ -233,16 +234,27 @@ def bench_trace(bench: Bench, repeats: int) -> dict[str, object]:
 
 
 def bench_sharing(bench: Bench, repeats: int) -> dict[str, object]:
-    """Eight continuations of 32 tokens after one prefix of 1000."""
+    """Eight continuations after one prefix of 1000, of 18 tokens (a tool call of the quickstart) and of 32."""
     prefix = RenderedTokens(random_text(random.Random(2), 1000))
-    rollouts = [[Turn(prefix, 32)] for _ in range(8)]
-    results: dict[str, object] = {}
-    for name, share in (("shared", True), ("unshared", False)):
-        engine = bench.engine(max_num_seqs=8, max_model_len=1040, share_prefixes=share)
-        results[name] = measure(partial(bench.serve, engine, rollouts), repeats=repeats)
-    results["generate"] = measure(lambda: bench.generate(rollouts, batch_size=8), repeats=max(1, repeats // 2))
-    results["speedup_by_sharing"] = round(results["unshared"]["seconds_best"] / results["shared"]["seconds_best"], 2)
-    results["aim_speedup"] = 4
+    engines = {
+        name: bench.engine(max_num_seqs=8, max_model_len=1040, share_prefixes=share)
+        for name, share in (("shared", True), ("unshared", False))
+    }
+    results: dict[str, object] = {"aim_speedup": 4}
+    for num_new in (18, 32):
+        rollouts = [[Turn(prefix, num_new)] for _ in range(8)]
+        rates = {
+            name: measure(partial(bench.serve, engine, rollouts), repeats=repeats) for name, engine in engines.items()
+        }
+        rates["shared_source_still_cached"] = measure(
+            partial(bench.serve, engines["shared"], rollouts, reload=False), repeats=repeats
+        )
+        rates["generate"] = measure(partial(bench.generate, rollouts, batch_size=8), repeats=max(1, repeats // 2))
+        seconds = {name: rate["seconds_best"] for name, rate in rates.items()}
+        results[f"{num_new}_new_tokens"] = rates | {
+            "speedup_by_sharing": round(seconds["unshared"] / seconds["shared"], 2),
+            "speedup_source_still_cached": round(seconds["unshared"] / seconds["shared_source_still_cached"], 2),
+        }
     return results
 
 
