@@ -121,6 +121,7 @@ class Actor:
             reference_BS=reference,
         )
         self._ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()  # the step left .grad an alias of the buffer: autograd would add to it twice
         results = training_step.run_schedule(self._ddp, microbatches, finish=finish, forward_only=False)
         grad_norm = adam.step(self._optimizer, settings=self._settings, lr=lr)
         self.policy_version += 1

@@ -9,6 +9,7 @@ from typing import Any
 import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def build_optimizer(model: Any, *, settings: AdamSettings, dtype: torch.dtype) -
         bf16=dtype is torch.bfloat16,
         params_dtype=dtype,
     )
-    return get_megatron_optimizer(config, [model])
+    (optimizer,) = get_megatron_optimizer(config, [model]).chained_optimizers  # a second one would be for experts
+    return optimizer
 
 
 def step(optimizer: Any, *, settings: AdamSettings, lr: float) -> float:
@@ -108,7 +110,9 @@ def step(optimizer: Any, *, settings: AdamSettings, lr: float) -> float:
         raise FloatingPointError(
             f"the gradient norm must be finite; got {grad_norm}: lower the learning rate, or look for a bad sample"
         )
-    optimizer.step()
+    if settings.clip_grad > 0:
+        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), settings.clip_grad, grad_norm)
+    optimizer.step_with_ready_grads()
     return grad_norm
 
 

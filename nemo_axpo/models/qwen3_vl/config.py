@@ -53,6 +53,7 @@ def transformer_config(
         variable_seq_lengths=pipeline_parallel > 1,  # every micro-batch has its own number of packed tokens
         moe_token_dispatcher_type="alltoall",  # megatron's condition for variable_seq_lengths; there are no experts
         calculate_per_token_loss=True,  # losses arrive as shares of the step: sum over micro-batches and ranks, no mean
+        cuda_graph_scope=[],
         # Fused kernels need CUDA extensions; the fused cross entropy rounds its backward to bf16.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,

@@ -1,0 +1,193 @@
+"""The actor: one update against transformers + AdamW, micro-batch invariance, reference, state, supervised training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples, sample, save_checkpoint, trained_logprobs
+
+from nemo_axpo.actors.actor import Actor
+from nemo_axpo.actors.megatron_setup import ParallelLayout
+from nemo_axpo.actors.optimizer import AdamSettings
+from nemo_axpo.errors import CheckpointError
+from nemo_axpo.losses.policy_loss import PolicyLoss
+from nemo_axpo.losses.supervised_loss import SupervisedLoss
+from nemo_axpo.models.qwen3_vl.hf_mapping import global_parameters
+from nemo_axpo.types import TrainBatch
+
+# A large eps: where a gradient is zero but for rounding, Adam would otherwise step by its sign.
+SETTINGS = AdamSettings(lr=1e-2, betas=(0.9, 0.98), eps=1e-2, weight_decay=0.1, clip_grad=1.0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(path, tied=True)
+    return path
+
+
+def build(checkpoint, **arguments) -> Actor:
+    arguments = {"optimizer": SETTINGS, **arguments}
+    return Actor(checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, **arguments)
+
+
+def batch_of(samples) -> TrainBatch:
+    return TrainBatch(tuple(samples), num_planned_rollouts=len(samples))
+
+
+def gradients(actor: Actor) -> dict[str, torch.Tensor]:
+    return {name: parameter.main_grad.clone() for name, parameter in global_parameters(actor._model).items()}
+
+
+def weights(actor: Actor) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in actor.hf_tensors()}
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 60], ids=["row by row", "three micro-batches"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_gradient_does_not_depend_on_micro_batches(checkpoint, micro_batch_tokens, aggregation):
+    loss = PolicyLoss(aggregation=aggregation)
+    whole, cut = build(checkpoint), build(checkpoint, micro_batch_tokens=micro_batch_tokens)
+    batch = batch_of(mixed_samples())
+    old = [row + 0.2 for row in whole.logprobs(batch.samples)]
+    expected, got = (actor.update(batch, loss=loss, old_logprobs=old) for actor in (whole, cut))
+    theirs = gradients(whole)
+    for name, gradient in gradients(cut).items():
+        assert (gradient - theirs[name]).norm() <= 1e-5 * theirs[name].norm() + 1e-8, name
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_updates_equal_transformers_with_adamw(checkpoint, tmp_path):
+    reference = save_checkpoint(tmp_path, tied=True).train()
+    actor, images = build(checkpoint), RandomImages()
+    samples = [replace(row, temperature=0.8) for row in mixed_samples()]
+    advantages = torch.cat([torch.tensor(s.advantages)[torch.tensor(s.loss_mask)] for s in samples])
+    decayed = [p for p in reference.parameters() if p.ndim > 1]
+    exempt = [p for p in reference.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-2)
+    for _ in range(2):
+        metrics = actor.update(batch_of(samples), loss=PolicyLoss(kl_coef=0.0))
+        optimizer.zero_grad()
+        loss = -(trained_logprobs(reference, samples, images=images) * advantages).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        assert metrics["update/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+    theirs = dict(reference.named_parameters())
+    for name, tensor in actor.hf_tensors():
+        assert (tensor - theirs[name]).abs().max() < 2e-5, name
+
+
+def test_metrics_are_means_over_trained_tokens(checkpoint):
+    actor = build(checkpoint, micro_batch_tokens=40)
+    samples = mixed_samples()
+    logprobs = actor.logprobs(samples)
+    engine = [tuple((row - 0.01 * (number + 1)).tolist()) for number, row in enumerate(logprobs)]
+    samples = [replace(row, engine_logprobs=values) for row, values in zip(samples, engine)]
+    metrics = actor.update(batch_of(samples), loss=PolicyLoss())
+    counts = [sum(row.loss_mask) for row in samples]
+    expected = sum(0.01 * (number + 1) * count for number, count in enumerate(counts)) / sum(counts)
+    assert metrics["update/num_loss_tokens"] == sum(counts) and metrics["update/num_samples"] == 6
+    assert metrics["engine/logprob_diff_mean"] == pytest.approx(expected, rel=1e-3)
+    assert metrics["engine/logprob_diff_max"] == pytest.approx(0.06, rel=1e-3)
+    assert 0 < metrics["engine/kl"] < 1e-3
+    assert 0 < metrics["update/entropy"] < 4.6
+    assert metrics["update/ratio_mean"] == pytest.approx(1.0) and metrics["update/lr"] == 1e-2
+    assert actor.policy_version == 1
+
+
+def test_reference_stays_while_the_policy_moves(checkpoint):
+    actor = build(checkpoint)
+    samples = mixed_samples()
+    before = actor.logprobs(samples)
+    first = actor.update(batch_of(samples), loss=PolicyLoss(kl_coef=1.0))
+    second = actor.update(batch_of(samples), loss=PolicyLoss(kl_coef=1.0))
+    assert first["update/kl"] == pytest.approx(0.0, abs=1e-7) and second["update/kl"] > 1e-4
+    for row, ours, now in zip(before, actor.reference_logprobs(samples), actor.logprobs(samples), strict=True):
+        assert torch.equal(row, ours) and not torch.equal(row, now)
+
+
+def test_actor_without_a_reference_refuses_kl(checkpoint):
+    actor = build(checkpoint, keep_reference=False)
+    with pytest.raises(ValueError, match="kl_coef=0"):
+        actor.update(batch_of(mixed_samples()), loss=PolicyLoss())
+    actor.update(batch_of(mixed_samples()), loss=PolicyLoss(kl_coef=0.0))
+
+
+def test_state_round_trip_gives_the_same_next_step(checkpoint, tmp_path):
+    actor, batch = build(checkpoint), batch_of(mixed_samples())
+    for lr in (1e-2, 5e-3):
+        actor.update(batch, loss=PolicyLoss(), lr=lr)
+    tensors, values = actor.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "state.safetensors")
+    values = json.loads(json.dumps(values))
+    expected = actor.update(batch, loss=PolicyLoss())
+
+    resumed = build(checkpoint)
+    resumed.load_state_dict(load_file(tmp_path / "state.safetensors"), values)
+    assert resumed.policy_version == 2
+    assert resumed.update(batch, loss=PolicyLoss()) == expected
+    theirs = weights(actor)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
+
+
+def test_state_of_another_model_is_refused(checkpoint):
+    actor = build(checkpoint)
+    tensors, values = actor.state_dict(include_reference=False)
+    assert not any(name.startswith("reference.") for name in tensors)
+    name = "exp_avg.decoder.final_layernorm.weight"
+    with pytest.raises(CheckpointError, match="1 are missing"):
+        actor.load_state_dict({n: t for n, t in tensors.items() if n != name}, values)
+    with pytest.raises(CheckpointError, match=rf"{name} must have shape \(32,\); got \(31,\)"):
+        actor.load_state_dict({**tensors, name: torch.zeros(31)}, values)
+
+
+def test_supervised_training_lowers_the_loss(checkpoint):
+    actor = build(checkpoint, optimizer=AdamSettings(1e-2), keep_reference=False)
+    batch = batch_of(mixed_samples())
+    losses = [actor.update(batch, loss=SupervisedLoss()) for _ in range(8)]
+    assert losses[-1]["update/loss"] < 0.5 * losses[0]["update/loss"]
+    assert losses[0]["update/nll"] == pytest.approx(losses[0]["update/loss"], rel=1e-5)
+    assert not any(name.startswith("engine/") for name in losses[0])
+
+
+def test_bfloat16_stays_near_float32(checkpoint):
+    exact, rounded = build(checkpoint), build(checkpoint, dtype=torch.bfloat16)
+    samples = mixed_samples()
+    for one, other in zip(exact.logprobs(samples), rounded.logprobs(samples), strict=True):
+        assert (one - other).abs().max() < 0.15
+    first = rounded.update(batch_of(samples), loss=PolicyLoss())
+    assert first["update/grad_norm"] == pytest.approx(
+        exact.update(batch_of(samples), loss=PolicyLoss())["update/grad_norm"], rel=0.05
+    )
+    tensors, _ = rounded.state_dict()
+    assert tensors["policy.decoder.final_layernorm.weight"].dtype is torch.bfloat16
+    assert tensors["master.decoder.final_layernorm.weight"].dtype is torch.float32
+
+
+def test_batch_without_samples_takes_no_step(checkpoint):
+    actor = build(checkpoint)
+    before = weights(actor)
+    assert actor.update(batch_of([]), loss=PolicyLoss())["update/num_samples"] == 0
+    assert actor.logprobs([]) == [] and actor.policy_version == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(actor).items())
+
+
+def test_gradient_that_is_not_finite_leaves_the_weights(checkpoint):
+    actor = build(checkpoint)
+    before = weights(actor)
+    bad = sample(1, 2, 3, 4, trained=2, advantage=float("inf"))
+    with pytest.raises(FloatingPointError, match="must be finite"):
+        actor.update(batch_of([bad]), loss=PolicyLoss(kl_coef=0.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(actor).items())
+
+
+def test_other_layout_in_one_process_is_refused(checkpoint):
+    build(checkpoint)
+    with pytest.raises(ValueError, match="one process holds one parallel layout"):
+        build(checkpoint, layout=ParallelLayout(tensor_parallel=2))
