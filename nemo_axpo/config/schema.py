@@ -160,7 +160,7 @@ class ToolsConfig(Section):
 class TrainConfig(Section):
     """Length of the run and what it leaves behind."""
 
-    num_steps: Count = 150
+    num_steps: Count = 200
     """Rollout-and-update steps of the run."""
     eval_every: Annotated[int, Field(ge=0)] = 50
     """Steps between evaluations; 0 evaluates only before and after training."""

@@ -28,7 +28,7 @@ from nemo_axpo.report.runs import WARM_START, RunRecord, arms_of, warm_starts
 from nemo_axpo.report.showcase import RecordedTree, showcase
 from nemo_axpo.report.tree_view import TreeView, tree_view
 from nemo_axpo.report.verdict import headline, verdict
-from nemo_axpo.report.warm_start import WarmStartWindow
+from nemo_axpo.world.window import WarmStartWindow
 
 _THEMED = {
     palette.INK: "ink",
@@ -128,8 +128,8 @@ def start_rows(runs: Sequence[RunRecord]) -> tuple[StartRow, ...]:
     window, judged = WarmStartWindow(), has_window(runs)
     rows = []
     for run in warm_starts(runs):
-        checks = window.checks(run.initial) if judged else {}
-        cells = tuple((percent(run.initial.get(name), digits=1), checks.get(name)) for name in START_NAMES)
+        checks = window.checks(run.start) if judged else {}
+        cells = tuple((percent(run.start.get(name), digits=1), checks.get(name)) for name in START_NAMES)
         rows.append(StartRow("before training" if run.seed is None else f"seed {run.seed}", cells))
     return tuple(rows)
 

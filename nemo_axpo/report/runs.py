@@ -42,6 +42,8 @@ class RunRecord:
     """One mapping a step, ascending; values that are not finite numbers are left out."""
     initial: Mapping[str, float] = field(default_factory=dict)
     """Evaluation before the first step (after the warm start)."""
+    measured_start: Mapping[str, float] = field(default_factory=dict)
+    """Rates of the warm start beside the run, measured in groups of N; empty where there is none."""
     final: Mapping[str, float] = field(default_factory=dict)
     """Evaluation after the last step; empty while the run goes."""
 
@@ -49,6 +51,11 @@ class RunRecord:
     def name(self) -> str:
         """Directory name."""
         return self.path.name
+
+    @property
+    def start(self) -> Mapping[str, float]:
+        """Where training began: the warm start's own measurement, else the run's first evaluation."""
+        return self.measured_start or self.initial
 
     @property
     def last_step(self) -> int:
@@ -121,6 +128,7 @@ def read_run(path: Path) -> RunRecord:
         num_steps=_lookup(config, "train.num_steps"),
         metrics=read_metrics(path / METRICS),
         initial=evaluated_rates(evaluation.get("initial") or {}),
+        measured_start=evaluated_rates(_read_json(path.parent / WARM_START / f"{WARM_START}.json")),
         final=evaluated_rates(evaluation.get("final") or {}),
     )
 
@@ -222,6 +230,6 @@ def warm_starts(runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
     """One run for each evaluation before training: runs which began from the same checkpoint share it."""
     kept: dict[tuple[Any, ...], RunRecord] = {}
     for run in runs:
-        if run.initial:
-            kept.setdefault((run.path.parent, run.seed, *sorted(run.initial.items())), run)
+        if run.start:
+            kept.setdefault((run.path.parent, run.seed, *sorted(run.start.items())), run)
     return tuple(kept.values())

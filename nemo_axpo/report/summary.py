@@ -11,7 +11,7 @@ from typing import Any
 from nemo_axpo.report.outcome import median_of, outcome
 from nemo_axpo.report.runs import EVALUATION_NAMES, RunRecord, arms_of, warm_starts
 from nemo_axpo.report.verdict import verdict
-from nemo_axpo.report.warm_start import WarmStartWindow
+from nemo_axpo.world.window import WarmStartWindow
 
 
 def run_summary(run: RunRecord) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def study_summary(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The content of summary.json."""
     window = WarmStartWindow()
     starts = [
-        {"seed": run.seed, **run.initial, "in_window": all(window.checks(run.initial).values())}
+        {"seed": run.seed, **run.start, "in_window": all(window.checks(run.start).values())}
         for run in warm_starts(runs)
     ]
     arms = {arm.label: {name: median_of(arm, name) for name in EVALUATION_NAMES} for arm in arms_of(runs)}

@@ -15,7 +15,7 @@ from matplotlib.patches import Polygon
 from nemo_axpo.report.outcome import LEARNED, outcome
 from nemo_axpo.report.palette import INK, MUTED, SURFACE, picture_style
 from nemo_axpo.report.runs import RunRecord
-from nemo_axpo.report.warm_start import WarmStartWindow
+from nemo_axpo.world.window import WarmStartWindow
 
 AXPO_ONLY, BOTH, GRPO_ONLY, NOBODY = (
     "only AXPO learns the tool",
@@ -42,7 +42,7 @@ def sweep_points(runs: Sequence[RunRecord]) -> tuple[SweepPoint, ...]:
     """Studies, that is runs of both algorithms in one directory with one seed, with a measured start."""
     studies: dict[tuple[object, ...], list[RunRecord]] = {}
     for run in runs:
-        if "direct_accuracy" in run.initial and "tool_accuracy" in run.initial:
+        if "direct_accuracy" in run.start and "tool_accuracy" in run.start:
             studies.setdefault((run.path.parent, run.seed), []).append(run)
     return tuple(
         _point(members) for members in studies.values() if {"axpo", "grpo"} <= {run.algorithm for run in members}
@@ -52,7 +52,7 @@ def sweep_points(runs: Sequence[RunRecord]) -> tuple[SweepPoint, ...]:
 def _point(runs: Sequence[RunRecord]) -> SweepPoint:
     learned = {run.algorithm for run in runs if outcome(run).values.get("tool_use", 0.0) >= LEARNED}
     winner = {(True, True): BOTH, (True, False): AXPO_ONLY, (False, True): GRPO_ONLY, (False, False): NOBODY}
-    start = runs[0].initial
+    start = runs[0].start
     return SweepPoint(
         start["direct_accuracy"], start["tool_accuracy"], winner["axpo" in learned, "grpo" in learned], runs[0].seed
     )

@@ -10,7 +10,7 @@ from nemo_axpo.report.headline_table import headline_rows, print_summary
 from nemo_axpo.report.runs import arms_of, find_runs, read_run
 from nemo_axpo.report.summary import recovered_share, write_summary
 from nemo_axpo.report.verdict import headline, verdict
-from nemo_axpo.report.warm_start import WarmStartWindow
+from nemo_axpo.world.window import WarmStartWindow
 
 
 def study(tmp_path, *, axpo, grpo, **kinds):

@@ -1,0 +1,96 @@
+"""The three-way study: GRPO N=8, GRPO N=10 (matched rollouts) and AXPO from the same warm start, over several seeds.
+
+    python benchmarks/study.py --seeds 10 11 12 13 14 --output-dir outputs/study --results benchmarks/results/study.json
+
+The arms share code, settings, seeds and warm start and differ by the plan alone. A warm start outside of the window is
+reported as such and trained all the same. A second call continues what the first one left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.console import Console
+
+from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.quickstart import ARMS, NUM_STEPS, WarmStart, planned_runs, warm_start
+from nemo_axpo.report.command import build_report
+from nemo_axpo.side_by_side import run_side_by_side
+
+
+def main() -> None:
+    """Warm starts, then every arm of every seed, then the report and the committed result."""
+    options = parse_arguments()
+    settings = [f"train.num_steps={options.num_steps}", *options.settings]
+    directories = {seed: options.output_dir / f"seed_{seed}" for seed in options.seeds}
+    starts = start_all(directories, settings=settings, max_parallel=options.max_parallel)
+    for seed, start in starts.items():
+        print(f"seed {seed}: {'in the window' if not start.misses else '; '.join(start.misses)}")
+    runs = list(
+        itertools.chain.from_iterable(
+            planned_runs(
+                directories[seed],
+                options.arms,
+                start=start,
+                settings=[f"seed={seed}", *settings],
+                num_steps=options.num_steps,
+            )
+            for seed, start in starts.items()
+        )
+    )
+    with ProgressDisplay() as progress:
+        run_side_by_side(runs, max_parallel=options.max_parallel, progress=progress)
+    report = build_report([options.output_dir], output=options.output_dir, console=Console())
+    if options.results:
+        write_result(options.results, summary=json.loads(report.summary.read_text()))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="settings for every run, e.g. world.daylight=30")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
+    parser.add_argument("--max-parallel", type=int, default=2, help="processes at once, one thread each")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/study"))
+    parser.add_argument("--results", type=Path, help="write summary, command, commit and machine here")
+    return parser.parse_args()
+
+
+def start_all(
+    directories: dict[int, Path], *, settings: Sequence[str], max_parallel: int
+) -> dict[int, WarmStart]:
+    """The warm start of every seed, several at once."""
+    with ThreadPoolExecutor(max_parallel) as pool:
+        futures = {
+            seed: pool.submit(warm_start, path, settings=[f"seed={seed}", *settings], num_threads=1)
+            for seed, path in directories.items()
+        }
+        return {seed: future.result() for seed, future in futures.items()}
+
+
+def write_result(path: Path, *, summary: dict) -> None:
+    """The summary with what is needed to repeat it."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit + ("+changes" if dirty else ""),
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        **summary,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
