@@ -14,9 +14,10 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
@@ -25,13 +26,16 @@ from nemo_axpo.quickstart import ARMS, NUM_STEPS, WarmStart, planned_runs, warm_
 from nemo_axpo.report.command import build_report
 from nemo_axpo.side_by_side import run_side_by_side
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 def main() -> None:
     """Warm starts, then every arm of every seed, then the report and the committed result."""
     options = parse_arguments()
     settings = [f"train.num_steps={options.num_steps}", *options.settings]
     directories = {seed: options.output_dir / f"seed_{seed}" for seed in options.seeds}
-    starts = start_all(directories, settings=settings, max_parallel=options.max_parallel)
+    own = {seed: [f"seed={seed}", *settings] for seed in options.seeds}
+    starts = start_all(directories, settings=own, max_parallel=options.max_parallel)
     for seed, start in starts.items():
         print(f"seed {seed}: {'in the window' if not start.misses else '; '.join(start.misses)}")
     runs = list(
@@ -40,8 +44,9 @@ def main() -> None:
                 directories[seed],
                 options.arms,
                 start=start,
-                settings=[f"seed={seed}", *settings],
+                settings=own[seed],
                 num_steps=options.num_steps,
+                prefix=f"seed {seed}, ",
             )
             for seed, start in starts.items()
         )
@@ -66,15 +71,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def start_all(
-    directories: dict[int, Path], *, settings: Sequence[str], max_parallel: int
-) -> dict[int, WarmStart]:
-    """The warm start of every seed, several at once."""
+    directories: Mapping[Name, Path], *, settings: Mapping[Name, Sequence[str]], max_parallel: int
+) -> dict[Name, WarmStart]:
+    """Every warm start, several at once, one thread each."""
     with ThreadPoolExecutor(max_parallel) as pool:
         futures = {
-            seed: pool.submit(warm_start, path, settings=[f"seed={seed}", *settings], num_threads=1)
-            for seed, path in directories.items()
+            name: pool.submit(warm_start, path, settings=settings[name], num_threads=1)
+            for name, path in directories.items()
         }
-        return {seed: future.result() for seed, future in futures.items()}
+        return {name: future.result() for name, future in futures.items()}
 
 
 def write_result(path: Path, *, summary: dict) -> None:

@@ -241,5 +241,3 @@ class _Clock:
         return {f"time/{name}": value for name, value in self._laps.items()} | {
             "time/step_s": time.perf_counter() - self._start
         }
-
-

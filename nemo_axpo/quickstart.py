@@ -20,8 +20,8 @@ from rich.console import Console
 
 from nemo_axpo.errors import ConfigError
 from nemo_axpo.progress import ProgressDisplay, format_seconds
-from nemo_axpo.side_by_side import PlannedRun, run_side_by_side
 from nemo_axpo.sft import CHECKPOINT, MEASURED
+from nemo_axpo.side_by_side import PlannedRun, run_side_by_side
 from nemo_axpo.world.window import WarmStartWindow
 
 SMOKE_SETTINGS = ("eval.num_questions=24", "train.record_every=1", "train.eval_every=2")
@@ -83,18 +83,26 @@ def warm_start(output_dir: Path, *, settings: Sequence[str], num_threads: int = 
 
 
 def planned_runs(
-    output_dir: Path, arms: Sequence[str], *, start: WarmStart, settings: Sequence[str], num_steps: int
+    output_dir: Path,
+    arms: Sequence[str],
+    *,
+    start: WarmStart,
+    settings: Sequence[str],
+    num_steps: int,
+    prefix: str = "",
 ) -> list[PlannedRun]:
-    """Training runs that differ in their arm's settings alone."""
+    """Training runs that differ in their arm's settings alone. ``prefix`` goes before their names in the display."""
     return [
-        PlannedRun(output_dir / arm, [f"model.path={start.checkpoint}", *settings, *ARMS[arm]], num_steps)
+        PlannedRun(prefix + arm, output_dir / arm, [f"model.path={start.checkpoint}", *settings, *ARMS[arm]], num_steps)
         for arm in arms
     ]
 
 
 def _report_start(start: WarmStart, *, console: Console, is_checked: bool) -> None:
     names = ("tool_use", "tool_accuracy", "direct_accuracy", "all_wrong")
-    console.print("     " + ", ".join(f"{name} {start.rates[name]:.3f}" for name in names if start.rates[name] is not None))
+    console.print(
+        "     " + ", ".join(f"{name} {start.rates[name]:.3f}" for name in names if start.rates[name] is not None)
+    )
     if is_checked and start.misses:
         lines = "\n  ".join(start.misses)
         raise ConfigError(

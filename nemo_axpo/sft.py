@@ -55,9 +55,7 @@ class _WarmStart:
         )
 
     async def run(self) -> Path:
-        with MetricsLog(
-            self._run.metrics_path, sinks=metrics_sinks(self._config, run=self._run, last_step=0)
-        ) as log:
+        with MetricsLog(self._run.metrics_path, sinks=metrics_sinks(self._config, run=self._run, last_step=0)) as log:
             await self._train(log)
         path = self._actor.save_hf(self._run.path / CHECKPOINT)
         if self._config.eval.window_questions:
@@ -90,7 +88,11 @@ class _WarmStart:
         questions = stream.take(0, config.eval.window_questions)
         self._progress.message(f"measuring the warm start on {len(questions)} questions")
         result = await evaluate(
-            producer, questions, num_rollouts=config.algorithm.num_rollouts, seed=seed, k=min(4, config.algorithm.num_rollouts)
+            producer,
+            questions,
+            num_rollouts=config.algorithm.num_rollouts,
+            seed=seed,
+            k=min(4, config.algorithm.num_rollouts),
         )
         await engine.close()
         return result.metrics()

@@ -30,16 +30,12 @@ class RunFailedError(RuntimeError):
 class PlannedRun:
     """One ``nemo-axpo train``."""
 
+    name: str
+    """In the display; unique among the runs."""
     output_dir: Path
     settings: Sequence[str]
     """Config groups and overrides."""
     num_steps: int
-
-    @property
-    def name(self) -> str:
-        """Name in the display: the last two parts of the directory, where the parent is a seed's."""
-        parent = self.output_dir.parent.name
-        return f"{parent}/{self.output_dir.name}" if parent.startswith("seed_") else self.output_dir.name
 
     @property
     def log_path(self) -> Path:

@@ -105,13 +105,13 @@ class Trainer:
         section = self._config.eval
         stream = assembly.build_questions(self._config, stream="eval", seed=section.seed, images=self._bench.images)
         questions = stream.take(0, section.num_questions)
-        return await evaluate(
-            self._eval_producer, questions, num_rollouts=section.num_rollouts, seed=section.seed
-        )
+        return await evaluate(self._eval_producer, questions, num_rollouts=section.num_rollouts, seed=section.seed)
 
     async def _check_verifiers(self) -> None:
         """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
-        stream = assembly.build_questions(self._config, stream="train", seed=self._config.seed, images=self._bench.images)
+        stream = assembly.build_questions(
+            self._config, stream="train", seed=self._config.seed, images=self._bench.images
+        )
         await assembly.build_verifiers().check(stream.take(0, 4))
 
     def _producer(self, temperature: float) -> Any:

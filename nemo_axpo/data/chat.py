@@ -30,7 +30,9 @@ class ChatRenderer:
         Raises ValueError where the tokenizer lacks a chat template or splits a special token.
         """
         if not tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template: copy chat_template.jinja into the checkpoint directory")
+            raise ValueError(
+                "the tokenizer has no chat template: copy chat_template.jinja into the checkpoint directory"
+            )
         self.special = SpecialTokens.from_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self._images = image_store

@@ -19,7 +19,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from nemo_axpo.types import ImageId
 
-
 _PROCESSOR_SETTINGS = (
     "patch_size", "merge_size", "temporal_patch_size", "size", "min_pixels", "max_pixels", "image_mean", "image_std",
     "resample", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "do_convert_rgb",

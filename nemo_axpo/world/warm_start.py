@@ -35,7 +35,9 @@ class WarmStartSamples:
 
     async def take(self, step: int, *, batch_size: int) -> tuple[TrainingSample, ...]:
         """The rows of one step. Exactly the share ``tool_rate`` uses the tool, over steps where it is no whole number."""
-        num_tool = math.floor((step + 1) * batch_size * self._tool_rate) - math.floor(step * batch_size * self._tool_rate)
+        num_tool = math.floor((step + 1) * batch_size * self._tool_rate) - math.floor(
+            step * batch_size * self._tool_rate
+        )
         start = step * batch_size
         return tuple([await self._sample(start + i, use_tool=i < num_tool) for i in range(batch_size)])
 
