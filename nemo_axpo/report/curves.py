@@ -43,6 +43,10 @@ HEALTH_PANELS = (
     Panel("Seconds per step", "time/step_s", is_rate=False),
 )
 
+TOOL_RATES = ("rollout/all_wrong", "rollout/all_wrong_after")
+MIN_TOOL_USE = 0.02
+"""Below it a step has a handful of tool calls, and the rate among their questions jumps between 0 and 1."""
+
 
 @dataclass(frozen=True)
 class Band:
@@ -106,7 +110,15 @@ def _has_data(panel: Panel, *, run: RunRecord) -> bool:
 
 
 def _training(run: RunRecord, panel: Panel) -> tuple[list[int], list[float]]:
-    return run.series(panel.training) if panel.training else ([], [])
+    """Steps and values of a panel's training metric; rates of tool-using rollouts only where there are some to speak of."""
+    if not panel.training:
+        return [], []
+    steps, values = run.series(panel.training)
+    if panel.training not in TOOL_RATES:
+        return steps, values
+    tool_use = dict(zip(*run.series("rollout/tool_use"), strict=True))
+    kept = [(step, value) for step, value in zip(steps, values, strict=True) if tool_use.get(step, 1.0) >= MIN_TOOL_USE]
+    return [step for step, _ in kept], [value for _, value in kept]
 
 
 def _draw_panel(axis: Axes, panel: Panel, *, arms: Sequence[Arm], colours: Mapping[str, str]) -> None:
@@ -197,5 +209,5 @@ def reading_note(arms: Sequence[Arm], *, panels: Sequence[Panel]) -> str:
     if any(panel.evaluation for panel in panels):
         parts.append("dots: evaluation on held-out questions")
     if any(panel.training == "rollout/all_wrong_after" for panel in panels):
-        parts.append("all-wrong: after resampling; ends where no rollout calls the tool")
+        parts.append("all-wrong: after resampling; left out where fewer than 2% of rollouts call the tool")
     return "   ·   ".join(parts)
