@@ -88,11 +88,7 @@ def test_summary_json_has_every_field(tmp_path):
 def test_the_window_bounds_tool_accuracy_by_the_runs_own_direct_accuracy():
     window = WarmStartWindow()
     assert all(window.checks(START).values())
-    assert window.checks(START | {"tool_accuracy": 0.30}) == {
-        "tool_use": True,
-        "direct_accuracy": True,
-        "tool_accuracy": False,
-    }
+    assert [name for name, ok in window.checks(START | {"tool_accuracy": 0.30}).items() if not ok] == ["tool_accuracy"]
     assert window.checks({"tool_use": 0.31}) == {"tool_use": False}
 
 
