@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,8 @@ def run_side_by_side(runs: Sequence[PlannedRun], *, max_parallel: int, progress:
     """
     waiting = [run for run in runs if not run.is_finished]
     running: list[_Process] = []
+    # Slurm and `kill` send SIGTERM, which would end this process without the block below and orphan the runs.
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
             while waiting and len(running) < max_parallel:
@@ -71,6 +74,11 @@ def run_side_by_side(runs: Sequence[PlannedRun], *, max_parallel: int, progress:
             running = [process for process in running if _follow(process, progress=progress)]
     finally:
         _stop(running)
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _start(run: PlannedRun, *, progress: ProgressDisplay) -> _Process:
