@@ -171,7 +171,7 @@ class TestHfEngine(EngineContract):
     def test_close_frees_the_memory(self, make_engine, config, model, store):
         engine = self.build(make_engine, config, model, store)
         run(engine, request(store.render(*range(12), "i0", 1)))
-        tensors = [weakref.ref(engine._cache._keys), weakref.ref(engine._loader._destinations["lm_head.weight"].target)]
+        tensors = [weakref.ref(engine._cache._kv), weakref.ref(engine._loader._destinations["lm_head.weight"].target)]
         asyncio.run(engine.close())
         gc.collect()
         assert [tensor() for tensor in tensors] == [None, None]

@@ -139,13 +139,13 @@ class Decoder:
     def _attention(self, query_ATHD: Tensor, *, keys: Tensor, values: Tensor, mask_ATS: Tensor) -> Tensor:
         """``[A · T, query heads · D]``; the query heads that share a key head are further rows of one product with it.
 
-        ``keys``: ``[A · kv heads, D, S]``; ``values``: ``[A · kv heads, S, D]``; ``mask_ATS``: added to the scores.
+        ``keys`` and ``values``: ``[A · kv heads, S, D]``; ``mask_ATS``: added to the scores.
         """
         num_rows, num_new = query_ATHD.shape[:2]
         group = self._num_query // self._num_kv
         query = query_ATHD.unflatten(2, (self._num_kv, group)).permute(0, 2, 3, 1, 4)
         query = query.reshape(num_rows * self._num_kv, group * num_new, self._head_dim)
-        scores = torch.bmm(query, keys)
+        scores = torch.bmm(query, keys.transpose(1, 2))
         scores.view(num_rows, self._num_kv * group, num_new, -1).add_(mask_ATS.unsqueeze(1))
         weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         attended = torch.bmm(weights, values).view(num_rows, self._num_kv * group, num_new, self._head_dim)

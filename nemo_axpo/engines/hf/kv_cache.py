@@ -9,11 +9,10 @@ from torch import Tensor
 
 
 class KvCache:
-    """Keys ``[layers, rows, kv heads, head_dim, positions]``, values ``[layers, rows, kv heads, positions, head_dim]``.
+    """Keys and values ``[layers, 2, rows, kv heads, positions, head_dim]``.
 
-    Layer-major, so that neighbouring rows of one layer are one strided batch: attention reads the cache in place. Keys
-    lie transposed, so that both products of a one-token step run along memory (a third faster on a CPU). Zeros at the
-    start: a masked position must be finite, for 0 · NaN is NaN.
+    Layer-major, so that neighbouring rows of one layer are one strided batch: attention reads the cache in place. Zeros
+    at the start: a masked position must be finite, for 0 · NaN is NaN.
     """
 
     def __init__(
@@ -27,9 +26,8 @@ class KvCache:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (num_layers, num_rows, num_kv_heads)
-        self._keys = torch.zeros(*shape, head_dim, num_positions, device=device, dtype=dtype)
-        self._values = torch.zeros(*shape, num_positions, head_dim, device=device, dtype=dtype)
+        shape = (num_layers, 2, num_rows, num_kv_heads, num_positions, head_dim)
+        self._kv = torch.zeros(shape, device=device, dtype=dtype)
         self.num_rows = num_rows
         self.num_positions = num_positions
         self.device = device
@@ -37,23 +35,22 @@ class KvCache:
 
     def write(self, layer: int, *, rows_N: Tensor, positions_N: Tensor, keys_NHD: Tensor, values_NHD: Tensor) -> None:
         """Stores the keys and values of N tokens, one at each (row, position)."""
-        self._keys[layer][rows_N, :, :, positions_N] = keys_NHD
-        self._values[layer][rows_N, :, positions_N] = values_NHD
+        keys, values = self._kv[layer]
+        keys[rows_N, :, positions_N] = keys_NHD
+        values[rows_N, :, positions_N] = values_NHD
 
     def read(self, layer: int, *, rows: slice, num_positions: int) -> tuple[Tensor, Tensor]:
-        """Views, nothing copied: keys ``[rows · kv heads, head_dim, S]``, values ``[rows · kv heads, S, head_dim]``."""
-        keys = self._keys[layer, rows].flatten(0, 1)[:, :, :num_positions]
-        values = self._values[layer, rows].flatten(0, 1)[:, :num_positions]
+        """Views of keys and values, each ``[rows · kv heads, num_positions, head_dim]``; nothing is copied."""
+        keys, values = self._kv[layer, :, rows].flatten(1, 2)[:, :, :num_positions]
         return keys, values
 
     def copy(self, sources: Sequence[int], *, targets: Sequence[int], num_positions: int) -> None:
         """Copies the first positions of ``sources`` onto ``targets``; both may overlap, as in a permutation."""
         from_rows = torch.tensor(sources, device=self.device)
         to_rows = torch.tensor(targets, device=self.device)
-        for filled in (self._keys[..., :num_positions], self._values[:, :, :, :num_positions]):
-            filled.index_copy_(1, to_rows, filled.index_select(1, from_rows))
+        filled = self._kv[:, :, :, :, :num_positions]
+        filled.index_copy_(2, to_rows, filled.index_select(2, from_rows))
 
     def clear(self) -> None:
         """Zeroes everything (a diverged policy may have left NaN behind)."""
-        self._keys.zero_()
-        self._values.zero_()
+        self._kv.zero_()
