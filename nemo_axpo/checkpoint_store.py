@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_axpo.errors import CheckpointError, rule_message
@@ -86,9 +86,10 @@ class CheckpointStore:
         self._remove_old()
         return self.path_of(step)
 
-    def load(self, step: int | None = None) -> Checkpoint:
+    def load(self, step: int | None = None, *, prefix: str = "") -> Checkpoint:
         """Reads the checkpoint of ``step`` (default: the newest) and verifies every byte of it.
 
+        ``prefix``: only tensors whose names begin with it, so that weights alone need no room for an optimizer's state.
         CheckpointError where there is none, or where a file is missing, truncated or altered; the message names the file
         and the previous good checkpoint.
         """
@@ -104,7 +105,7 @@ class CheckpointStore:
                 )
             )
         try:
-            return _read(self.path_of(wanted), step=wanted)
+            return _read(self.path_of(wanted), step=wanted, prefix=prefix)
         except _Damaged as damage:
             raise CheckpointError(
                 rule_message("a checkpoint must be what was written", got=damage, cure=self._cure(wanted))
@@ -176,9 +177,11 @@ def _storable(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         seen.add(pointer)
 
 
-def _read(directory: Path, *, step: int) -> Checkpoint:
+def _read(directory: Path, *, step: int, prefix: str) -> Checkpoint:
     record = _verified_state(directory)
-    return Checkpoint(step, load_file(directory / TENSORS_FILE), record["state"])
+    with safe_open(directory / TENSORS_FILE, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys()) if name.startswith(prefix)}
+    return Checkpoint(step, tensors, record["state"])
 
 
 def _verified_state(directory: Path) -> dict[str, Any]:

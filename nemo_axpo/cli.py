@@ -125,10 +125,11 @@ def _add_export(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a run's policy as a Hugging Face checkpoint",
-        description="Writes the policy of a run's newest training checkpoint as a checkpoint that transformers loads.",
+        description="Writes the policy of a run's training checkpoint as a checkpoint that transformers loads.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="directory to write")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint after N steps (default: the newest)")
     parser.set_defaults(run=_export)
 
 
@@ -198,7 +199,7 @@ def _eval(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from nemo_axpo.export import export_checkpoint
 
-    export_checkpoint(options.run_dir, output=options.output)
+    export_checkpoint(options.run_dir, output=options.output, step=options.step)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -46,12 +46,17 @@ class ProgressDisplay:
         *,
         console: Console | None = None,
         shown: Mapping[str, str] | None = None,
+        unit: str = "step",
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``shown``: metric name → label, in order. ``interval_s``: seconds between two plain lines of a run."""
+        """``shown``: metric name → label, in order. ``unit``: what is counted, in the singular.
+
+        ``interval_s``: seconds between two plain lines of a run.
+        """
         self._console = console or Console()
         self._shown = SHOWN_METRICS if shown is None else shown
+        self._unit = unit
         self._interval_s = interval_s
         self._clock = clock
         self._runs: dict[str, _Run] = {}
@@ -77,11 +82,11 @@ class ProgressDisplay:
         """The run ``name`` has finished ``step`` steps; the last one gave ``metrics``."""
         run = self._runs[name]
         run.times = [*run.times, (step, self._clock())][-_WINDOW - 1 :]
-        status = " · ".join([*_pace(run, step=step), *self._labelled(metrics or {})])
+        status = " · ".join([*_pace(run, step=step, unit=self._unit), *self._labelled(metrics or {})])
         if self._bars:
             self._bars.update(run.task, completed=step, status=status)
         elif step >= run.total or self._is_due(name):
-            self._print(f"{name}: step {step}/{run.total} · {status}")
+            self._print(f"{name}: {self._unit} {step}/{run.total} · {status}")
 
     def message(self, text: str) -> None:
         """A line that stays, above the bars."""
@@ -113,11 +118,11 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _pace(run: _Run, *, step: int) -> list[str]:
+def _pace(run: _Run, *, step: int, unit: str) -> list[str]:
     seconds = run.seconds_per_step
     if seconds is None:
         return []
-    rate = f"{seconds:.2f} s/step" if seconds >= 0.1 else f"{1 / max(seconds, 1e-9):.0f} steps/s"
+    rate = f"{seconds:.2f} s/{unit}" if seconds >= 0.1 else f"{1 / max(seconds, 1e-9):.0f} {unit}s/s"
     return [rate, f"{format_seconds(max(run.total - step, 0) * seconds)} left"]
 
 

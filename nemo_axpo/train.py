@@ -11,7 +11,8 @@ from typing import Any
 from nemo_axpo import assembly
 from nemo_axpo.checkpoint_store import CheckpointStore
 from nemo_axpo.config.schema import Config
-from nemo_axpo.eval.evaluate import EvalResult, evaluate
+from nemo_axpo.eval.evaluate import EvalResult
+from nemo_axpo.eval.held_out import evaluate_held_out
 from nemo_axpo.loop import LoopSettings, Step, TrainingLoop
 from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
 from nemo_axpo.progress import ProgressDisplay
@@ -54,7 +55,9 @@ class Trainer:
             loss=loss,
             actor=self._actor,
             engine=self._engine,
-            producer=self._producer(config.rollout.temperature),
+            producer=assembly.build_producer(
+                config, bench=bench, engine=self._engine, temperature=config.rollout.temperature
+            ),
             questions=assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images),
             image_store=bench.images,
             settings=LoopSettings(
@@ -66,7 +69,6 @@ class Trainer:
                 lr=config.optimizer.lr,
             ),
         )
-        self._eval_producer = self._producer(config.eval.temperature)
 
     async def run(self, *, resume: bool) -> None:
         """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy."""
@@ -102,10 +104,7 @@ class Trainer:
 
     async def _evaluate(self) -> EvalResult:
         """The held-out questions, the same in every run."""
-        section = self._config.eval
-        stream = assembly.build_questions(self._config, stream="eval", seed=section.seed, images=self._bench.images)
-        questions = stream.take(0, section.num_questions)
-        return await evaluate(self._eval_producer, questions, num_rollouts=section.num_rollouts, seed=section.seed)
+        return await evaluate_held_out(self._config, bench=self._bench, engine=self._engine)
 
     async def _check_verifiers(self) -> None:
         """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
@@ -113,9 +112,6 @@ class Trainer:
             self._config, stream="train", seed=self._config.seed, images=self._bench.images
         )
         await assembly.build_verifiers().check(stream.take(0, 4))
-
-    def _producer(self, temperature: float) -> Any:
-        return assembly.build_producer(self._config, bench=self._bench, engine=self._engine, temperature=temperature)
 
     def _record(self, step: Step, *, number: int) -> None:
         experience = step.experience

@@ -20,6 +20,8 @@ from torch import Tensor
 from nemo_axpo.errors import CheckpointError
 from nemo_axpo.models.qwen3_vl.hf_mapping import global_parameters
 
+POLICY = "policy."
+"""What the names of the policy's weights begin with."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -40,6 +42,16 @@ def load_named_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor], 
         target.copy_(tensors[name])
 
 
+@torch.no_grad()
+def load_policy(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copies the policy's weights of a state into ``model``; as strict as :func:`load_named_state`."""
+    targets = {POLICY + name: parameter.data for name, parameter in global_parameters(model).items()}
+    policy = {name: tensor for name, tensor in tensors.items() if name.startswith(POLICY)}
+    _check_state(policy, targets)
+    for name, target in targets.items():
+        target.copy_(policy[name])
+
+
 def optimizer_step(optimizer: Any) -> int:
     """Steps taken so far."""
     return int(optimizer.param_groups[0].get("step", 0))
@@ -54,7 +66,7 @@ def set_optimizer_step(optimizer: Any, step: int) -> None:
 def _state_tensors(model: Any, optimizer: Any, *, reference: Any | None) -> Iterator[tuple[str, Tensor]]:
     moments = optimizer.optimizer.state
     for name, parameter in global_parameters(model).items():
-        yield "policy." + name, parameter.data
+        yield POLICY + name, parameter.data
         master = getattr(parameter, "main_param", None)
         if master is not None:
             yield "master." + name, master.data

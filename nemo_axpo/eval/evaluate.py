@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,13 +67,22 @@ class EvalResult:
 
 
 async def evaluate(
-    producer: Producer, questions: Sequence[Question], *, num_rollouts: int, seed: int, k: int | None = None
+    producer: Producer,
+    questions: Sequence[Question],
+    *,
+    num_rollouts: int,
+    seed: int,
+    k: int | None = None,
+    on_finished: Callable[[], None] | None = None,
 ) -> EvalResult:
-    """Runs n rollouts per question at once. ``k`` defaults to n (any of n); ValueError for k outside 1 … n."""
+    """Runs n rollouts per question at once; ``on_finished`` is called after every one of them.
+
+    ``k`` defaults to n (any of n); ValueError for k outside 1 … n.
+    """
     k = num_rollouts if k is None else k
     if not 1 <= k <= num_rollouts:
         raise ValueError(f"k must be between 1 and num_rollouts ({num_rollouts}), got {k}: draw more rollouts")
-    rollouts = await producer.run_rollouts(questions, num_rollouts=num_rollouts, seed=seed)
+    rollouts = await producer.run_rollouts(questions, num_rollouts=num_rollouts, seed=seed, on_finished=on_finished)
     return summarize(group_rollouts(questions, rollouts), k=k)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nemo_axpo.engines.base import EngineError
@@ -38,10 +38,18 @@ class Producer:
         self._agent, self._verifiers = agent, verifiers
         self._max_retries, self._retry_delay_s = max_retries, retry_delay_s
 
-    async def run_rollouts(self, questions: Sequence[Question], *, num_rollouts: int, seed: int) -> tuple[Rollout, ...]:
+    async def run_rollouts(
+        self,
+        questions: Sequence[Question],
+        *,
+        num_rollouts: int,
+        seed: int,
+        on_finished: Callable[[], None] | None = None,
+    ) -> tuple[Rollout, ...]:
         """N rollouts per question, ``<question>/0`` to ``<question>/<N-1>``; fewer where some stayed lost.
 
-        ``seed``: of the run and step. ValueError for a question id that occurs twice: groups are formed by it.
+        ``seed``: of the run and step. ``on_finished`` is called after every rollout, finished or lost. ValueError for a
+        question id that occurs twice: groups are formed by it.
         """
         _check_unique(questions)
         jobs: list[RolloutJob] = []
@@ -51,7 +59,7 @@ class Producer:
                 RolloutJob(f"{question.question_id}/{n}", question, prompt, prompt, seed, n)
                 for n in range(num_rollouts)
             ]
-        return await self._run_all(jobs)
+        return await self._run_all(jobs, on_finished=on_finished)
 
     async def resample(
         self, prefixes: Sequence[ThinkingPrefix], *, questions: Sequence[Question], num_continuations: int, seed: int
@@ -64,10 +72,18 @@ class Producer:
             jobs += continuation_jobs(prefix, question=question, num_continuations=num_continuations, seed=seed)
         return await self._run_all(jobs)
 
-    async def _run_all(self, jobs: Sequence[RolloutJob]) -> tuple[Rollout, ...]:
+    async def _run_all(
+        self, jobs: Sequence[RolloutJob], *, on_finished: Callable[[], None] | None = None
+    ) -> tuple[Rollout, ...]:
+        async def run(job: RolloutJob) -> Rollout | None:
+            rollout = await self._run(job)
+            if on_finished:
+                on_finished()
+            return rollout
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._run(job)) for job in jobs]
+                tasks = [group.create_task(run(job)) for job in jobs]
         except ExceptionGroup as errors:  # the first failure cancelled the rest: show it alone
             raise errors.exceptions[0] from None
         rollouts = tuple(rollout for task in tasks if (rollout := task.result()) is not None)

@@ -38,6 +38,14 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
         assert loaded.tensors[name].dtype == tensor.dtype and torch.equal(loaded.tensors[name], tensor)
 
 
+def test_a_prefix_reads_a_part(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, tensors={"policy.w": torch.ones(2), "exp_avg.w": torch.zeros(2)}, state={"x": 1})
+    loaded = store.load(prefix="policy.")
+    assert list(loaded.tensors) == ["policy.w"] and torch.equal(loaded.tensors["policy.w"], torch.ones(2))
+    assert loaded.state == {"x": 1}
+
+
 def test_the_newest_k_are_kept(tmp_path):
     store = CheckpointStore(tmp_path, keep=2)
     save(store, 1, 2, 3, 100_000)

@@ -33,6 +33,15 @@ def test_a_log_gets_step_rate_time_left_and_metrics():
     assert out.getvalue() == "AXPO: step 1/100 · 2.00 s/step · 3 min 18 s left · accuracy 0.31\n"
 
 
+def test_what_is_counted_has_a_name():
+    clock = Clock()
+    display, out = plain_display(clock, unit="rollout")
+    display.start("eval", total=1200)
+    clock.now = 2.0
+    display.update("eval", step=100)
+    assert out.getvalue() == "eval: rollout 100/1200 · 50 rollouts/s · 22 s left\n"
+
+
 def test_plain_lines_keep_their_distance_but_the_last_step_is_shown():
     clock = Clock()
     display, out = plain_display(clock, interval_s=10)

@@ -1,0 +1,105 @@
+"""``nemo-axpo export``: the policy of a training checkpoint as a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from nemo_axpo.assembly import DTYPES
+from nemo_axpo.checkpoint_store import CheckpointStore
+from nemo_axpo.config.load import load_saved_config
+from nemo_axpo.config.schema import Config
+from nemo_axpo.errors import CheckpointError, RunDirectoryError, rule_message
+from nemo_axpo.models.qwen3_vl import loading
+from nemo_axpo.run_directory import RunDirectory
+
+
+def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | None = None) -> Path:
+    """Writes the policy after ``step`` steps (default: the newest checkpoint) to the directory ``output``.
+
+    Tokenizer and image processor are those the run started with. Only weights are read: a machine too small to train
+    the model can export it. ValueError for a directory that is no run, a run without that checkpoint, a damaged
+    checkpoint, and an ``output`` that holds anything; ``output`` is then as it was.
+    """
+    run, output = RunDirectory(Path(run_dir)), Path(output).resolve()
+    config = _run_config(run)
+    _check_output(output)
+    store = CheckpointStore(run.checkpoints_path)
+    step = _chosen_step(step, store=store, run=run)
+    source = _source(config)
+    _save_whole(_policy(config, store=store, step=step, source=source), output=output, source=source)
+    print(f"exported the policy of {run.path} after step {step} to {output}")
+    return output
+
+
+def _run_config(run: RunDirectory) -> Config:
+    if not run.config_path.is_file():
+        raise RunDirectoryError(
+            rule_message(
+                f"a run directory holds a {run.config_path.name}", got=run.path, cure="give the --output-dir of a training"
+            )
+        )
+    return load_saved_config(run.config_path)
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise RunDirectoryError(
+            rule_message("--output must be new or an empty directory", got=output, cure="remove it or choose another one")
+        )
+
+
+def _source(config: Config) -> Path:
+    """Where the run's weights once came from: its tokenizer, image processor and config are the policy's."""
+    source = config.model.path
+    if source is None or not (Path(source) / "config.json").is_file():
+        raise RunDirectoryError(
+            rule_message(
+                "an export takes tokenizer and image processor from the checkpoint the run started with (model.path)",
+                got=f"{source}, which is not there",
+                cure="restore it, or export from the directory in which the run was started",
+            )
+        )
+    return Path(source)
+
+
+def _chosen_step(step: int | None, *, store: CheckpointStore, run: RunDirectory) -> int:
+    steps = store.steps()
+    if not steps:
+        finished = run.path / "hf"
+        cure = "train on to the first one (train.checkpoint_every, or the end of the run)"
+        cure = f"{finished} holds the policy already" if finished.is_dir() else cure
+        rule = "an export needs a training checkpoint"
+        raise CheckpointError(rule_message(rule, got=f"none in {run.checkpoints_path}", cure=cure))
+    if step is not None and step not in steps:
+        rule = f"--step must be one of {', '.join(map(str, steps))}"
+        raise CheckpointError(rule_message(rule, got=step, cure="choose one of these, or leave it out for the newest"))
+    return steps[-1] if step is None else step
+
+
+def _policy(config: Config, *, store: CheckpointStore, step: int, source: Path) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's weights under their Hugging Face names."""
+    from nemo_axpo.actors.megatron_setup import ParallelLayout
+    from nemo_axpo.actors.saved_policy import saved_policy
+    from nemo_axpo.actors.state import POLICY
+
+    section = config.actor
+    return saved_policy(
+        store.load(step, prefix=POLICY).tensors,
+        hf_config=loading.load_hf_config(source),
+        layout=ParallelLayout(section.tensor_parallel, section.pipeline_parallel),
+        dtype=DTYPES[section.dtype],
+    )
+
+
+def _save_whole(named_tensors: Iterator[tuple[str, Tensor]], *, output: Path, source: Path) -> None:
+    """Writes beside ``output`` and renames into place, so that it is whole or absent."""
+    staging = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    hf_config = loading.load_hf_config(source)
+    loading.save_hf_checkpoint(staging, named_tensors, hf_config=hf_config, source=source)
+    os.rename(staging, output)
