@@ -245,10 +245,10 @@ def test_breadth_comes_before_depth(step):
     algorithm, scores = step
     sources = algorithm.plan(scores).sources
     chosen = {q: sum(s.question_id == q for s in sources) for q in {score.question_id for score in scores}}
-    for question in chosen:
+    for question, num_chosen in chosen.items():
         group = [score for score in scores if score.question_id == question]
-        has_more = is_triggered(group) and sum(s.uses_tool for s in group) > chosen[question]
-        assert not has_more or max(chosen.values()) <= chosen[question] + 1
+        has_more = is_triggered(group) and sum(s.uses_tool for s in group) > num_chosen
+        assert not has_more or max(chosen.values()) <= num_chosen + 1
         taken = {s.rollout_id for s in sources if s.question_id == question}
         left = [s.confidence for s in group if s.uses_tool and s.rollout_id not in taken]
         assert not (taken and left) or max(s.confidence for s in group if s.rollout_id in taken) <= min(left)
