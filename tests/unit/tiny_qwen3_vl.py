@@ -17,10 +17,10 @@ BANNED = (IMAGE, VIDEO, VISION_START, VISION_END, 95)
 MERGE, PATCH_VALUES = 2, 3 * 2 * 4 * 4
 
 
-def tiny_config(*, tied: bool = False) -> Qwen3VLConfig:
+def tiny_config(*, tied: bool = False, layers: int = 3) -> Qwen3VLConfig:
     """Every mechanism of the large ones: grouped query heads, QK-norm, interleaved M-RoPE, DeepStack."""
     text = {
-        "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
         "rope_theta": 10000.0, "tie_word_embeddings": tied,
         "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
