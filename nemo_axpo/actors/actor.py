@@ -61,8 +61,9 @@ class Actor:
         """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
 
         ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward and
-        backward pass. ``keep_reference=False`` saves the second copy of the weights where no loss needs it. ValueError for
-        a checkpoint that is broken, of another model, or that the layout does not divide.
+        backward pass. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the second copy
+        of the weights where no loss needs it. ValueError for a checkpoint that is broken, of another model, or that the
+        layout does not divide.
         """
         self._device = torch.device(device)
         megatron_setup.initialize(layout, device=self._device, seed=seed)

@@ -1,0 +1,48 @@
+"""The CPU shim stays inside megatron, and one plain process needs no launcher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_axpo.actors import cpu_shim, megatron_setup
+from nemo_axpo.actors.megatron_setup import ParallelLayout
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the shim is for machines without CUDA")
+
+
+def test_shim_answers_megatron_and_nobody_else():
+    assert cpu_shim.install() and cpu_shim.install()
+    from megatron.core.optimizer import clip_grads
+
+    assert clip_grads.torch.zeros(2, device="cuda").device.type == "cpu"
+    assert clip_grads.torch.cuda.current_device() == torch.device("cpu")
+    assert clip_grads.torch.Tensor is torch.Tensor
+    with pytest.raises((AssertionError, RuntimeError)):
+        torch.zeros(2, device="cuda")
+    assert torch.zeros(2).type() == "torch.cuda.FloatTensor"  # the one name that reaches everybody
+    assert torch.zeros(2).type(torch.int64).dtype is torch.int64
+
+
+def test_random_states_are_forked():
+    from megatron.core import tensor_parallel
+
+    megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=3)
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    outside = torch.get_rng_state()
+    with tracker.fork():
+        first = torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), outside)
+    with tracker.fork():
+        second = torch.rand(4)
+    assert not torch.equal(first, second)
+    megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=3)
+    with tracker.fork():
+        assert torch.equal(torch.rand(4), first)
+
+
+def test_layout_that_does_not_divide_the_ranks():
+    megatron_setup.shutdown()
+    with pytest.raises(ValueError, match=r"got 2 · 1 with 1 ranks: start 2 ranks"):
+        megatron_setup.initialize(ParallelLayout(tensor_parallel=2), device=torch.device("cpu"), seed=0)
+    megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0)
