@@ -1,11 +1,11 @@
-"""CPU seconds of one optimizer step: the actor against a plain transformers + AdamW step, same model, batch, thread, run.
+"""CPU seconds of one optimizer step: the actor against a plain transformers + AdamW step on the same model and batch.
 
     OMP_NUM_THREADS=1 python benchmarks/training_step.py --output benchmarks/results/training_step.json
 
 Loads, with the quickstart's own model and rows: a GRPO step (16 questions × 10 rollouts; a question's rows share its
-prompt), the same where every row calls the tool (longer rows, two images), and a warm-start step (64 fresh rows, nothing
-shared but the system turn). The peer pads the rows, runs the vision tower on every row's images and the output layer on
-every position, as a plain loop does; both compute the same loss, clip the gradient and step AdamW.
+prompt), the same where every row calls the tool (longer rows, two images), and a warm-start step (64 fresh rows, which
+share the system turn alone). The peer pads the rows, runs the vision tower on every row's images and the output layer
+on every position, as a plain loop does; both compute the same loss, clip the gradient and step AdamW.
 """
 
 from __future__ import annotations

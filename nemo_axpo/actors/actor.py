@@ -60,10 +60,10 @@ class Actor:
     ) -> None:
         """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
 
-        ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward and
-        backward pass. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the second copy
-        of the weights where no loss needs it. ValueError for a checkpoint that is broken, of another model, or that the
-        layout does not divide.
+        ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward
+        and backward pass. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
+        second copy of the weights where no loss needs it. ValueError for a checkpoint that is broken, of another model,
+        or that the layout does not divide.
         """
         self._device = torch.device(device)
         megatron_setup.initialize(layout, device=self._device, seed=seed)
@@ -104,9 +104,10 @@ class Actor:
         """One optimizer step on all of ``batch``; raises ``policy_version`` by one and returns metrics.
 
         ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
-        the first optimizer step on these samples, so that old and current policy are the same. The reference's log-probs
-        are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. A batch without samples has no
-        gradient: no step is taken. FloatingPointError where the gradient is not finite; the weights are then unchanged.
+        the first optimizer step on these samples, so that old and current policy are the same. The reference's
+        log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. A batch without samples
+        has no gradient: no step is taken. FloatingPointError where the gradient is not finite; the weights are then
+        unchanged.
         """
         lr = self._settings.lr if lr is None else lr
         if not batch.samples:

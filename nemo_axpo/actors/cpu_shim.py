@@ -1,8 +1,8 @@
 """Lets megatron-core 0.16 train on a machine without CUDA: what it asks of a GPU is answered by the CPU.
 
-Megatron's modules see a copy of the ``torch`` module in which the CUDA names mean the CPU, so other code of the process
-keeps the real one. Three tensor methods, which no module copy can reach, are patched for the whole process; without CUDA
-two of them could only raise. Nothing is touched where CUDA is present.
+Megatron's modules see a copy of the ``torch`` module in which the CUDA names mean the CPU, so other code of the
+process keeps the real one. Three methods, which no module copy can reach, are patched for the whole process; without
+CUDA two of them could only raise. Nothing is touched where CUDA is present.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CPU = torch.device("cpu")
 
 
 def install() -> bool:
-    """Installs the shim; False, and nothing done, where CUDA is available. May be called again after further imports."""
+    """Installs the shim; False, and nothing done, where CUDA is available. May be called again after more imports."""
     if torch.cuda.is_available():
         return False
     # Each of megatron's modules says for itself that the CUDA extensions are missing; here they are not expected.
@@ -116,7 +116,7 @@ def _patch_rng_tracker() -> None:
 
 @contextlib.contextmanager
 def _fork(self: Any, name: str = "model-parallel-rng") -> Iterator[None]:
-    """``CudaRNGStatesTracker.fork`` for one generator: megatron's own takes any use of the CPU generator for a mistake."""
+    """``CudaRNGStatesTracker.fork`` for one generator: megatron's own takes any use of the CPU's for a mistake."""
     assert name in self.states_, f"random state {name} was never added"
     outer_state, outer_name = torch.get_rng_state(), self._current_state_name
     if outer_name != "default-rng":

@@ -1,4 +1,4 @@
-"""Rows of token ids become :class:`PackedInputs`: sorted so that equal beginnings meet, then every shared token once."""
+"""Rows of token ids become :class:`PackedInputs`: sorted so that equal beginnings meet, every shared token once."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def pack_rows(
     assert not mask_BS[:, 0].any(), "position 0 is never trained: nothing predicts it"
 
     positions_3BS = position_ids(images.feature_BS >= 0, grids=images.grids, merge_size=vision.merge_size)
-    # What a position shows: a token, or one particular token of one particular image; -1 sorts a row before its extensions.
+    # What a position shows: a token, or one token of one image; -1 sorts a row before its extensions.
     shown_BS = np.where(images.feature_BS >= 0, images.feature_BS + ids_BS.max() + 1, ids_BS)
     shown_BS[~valid_BS] = -1
     order_B = np.lexsort(shown_BS.T[::-1])
@@ -109,7 +109,7 @@ def pack_rows(
 
 
 def attention_rows(sharing: Sharing, *, source_T: np.ndarray) -> PackedRows:
-    """Blocks of rows with similarly many queries, rows without shared beginning (which need no mask) apart from the rest."""
+    """Blocks of rows with similarly many queries; rows without shared beginning, which need no mask, apart."""
     first_B = np.where(sharing.length_B > _MAX_MASKED_ROW, 0, sharing.num_shared_B)
     num_queries_B = sharing.length_B - first_B
     width = sharing.token_BS.shape[1]
@@ -128,7 +128,7 @@ def attention_rows(sharing: Sharing, *, source_T: np.ndarray) -> PackedRows:
 
 
 def _similar(rows_R: np.ndarray, num_queries_B: np.ndarray) -> list[np.ndarray]:
-    """Cuts rows into groups whose smallest number of queries is more than half of the largest; rows without any drop out."""
+    """Groups in which the fewest queries of a row are more than half of the most; rows without any drop out."""
     rows_R = rows_R[num_queries_B[rows_R] > 0]
     rows_R = rows_R[np.argsort(-num_queries_B[rows_R], kind="stable")]
     groups: list[np.ndarray] = []
@@ -225,8 +225,8 @@ def _check_placeholders(
             raise ValueError(f"video is not supported; {sample.rollout_id} holds a video placeholder: use images")
         if found != expected:
             raise ValueError(
-                f"a row holds one placeholder per image token; {sample.rollout_id} has {found} for {expected} tokens of "
-                f"{len(sample.image_ids)} images: expand every image to its grid when rendering"
+                f"a row holds one placeholder per image token; {sample.rollout_id} has {found} for {expected} tokens "
+                f"of {len(sample.image_ids)} images: expand every image to its grid when rendering"
             )
 
 

@@ -33,7 +33,7 @@ def named_state(model: Any, optimizer: Any, *, reference: Any | None) -> dict[st
 
 @torch.no_grad()
 def load_named_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor], *, reference: Any | None) -> None:
-    """Copies ``tensors`` into place; reference weights may be absent. CheckpointError names what is missing or misshapen."""
+    """Copies ``tensors`` into place; reference weights may be absent. CheckpointError names what does not fit."""
     _create_moments(optimizer)
     has_reference = any(name.startswith("reference.") for name in tensors)
     targets = dict(_state_tensors(model, optimizer, reference=reference if has_reference else None))
@@ -87,8 +87,8 @@ def _check_state(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -
     missing, unknown = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"a training checkpoint holds exactly the actor's tensors; {len(missing)} are missing (first {missing[:1]}), "
-            f"{len(unknown)} unknown (first {unknown[:1]}): resume with the configuration that wrote it"
+            f"a training checkpoint holds exactly the actor's tensors; {len(missing)} are missing (first "
+            f"{missing[:1]}), {len(unknown)} unknown (first {unknown[:1]}): resume with the configuration that wrote it"
         )
     for name, target in targets.items():
         if tensors[name].shape != target.shape:

@@ -1,7 +1,7 @@
 """Loss and metrics of the micro-batches of one optimizer step.
 
-Metrics leave a micro-batch as sums over its trained tokens, so that micro-batches and data-parallel ranks add up; a name
-that ends in ``_max`` is a maximum.
+Metrics leave a micro-batch as sums over its trained tokens, so that micro-batches and data-parallel ranks add up; a
+name that ends in ``_max`` is a maximum.
 """
 
 from __future__ import annotations

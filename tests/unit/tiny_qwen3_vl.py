@@ -1,4 +1,4 @@
-"""A random tiny Qwen3-VL with two DeepStack levels, its checkpoint, rows with images, and the same rows through transformers."""
+"""A random tiny Qwen3-VL with two DeepStack levels, its checkpoint, and rows with images through transformers."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def sample(
 
 
 def mixed_samples() -> list[TrainingSample]:
-    """Rows with 0, 1 and 2 images of different grids, long and short, some sharing a beginning, one a whole other row."""
+    """Rows with 0, 1 and 2 images of different grids, long and short, some sharing a beginning."""
     return [
         sample(1, 2, "4x4/a", 5, 6, 7, 8, trained=3, name="0", question="q0"),
         sample(1, 2, "4x4/a", 5, 6, 9, trained=2, name="1", question="q0", advantage=-0.5),

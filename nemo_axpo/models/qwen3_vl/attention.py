@@ -1,4 +1,4 @@
-"""Causal self-attention of packed rows: projections see every shared token once, the attention itself sees whole rows."""
+"""Causal self-attention of packed rows: projections see every shared token once, attention sees whole rows."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PackedAttention(torch.nn.Module):
 
 
 def _unfold(states: Tensor, token_BS: Tensor) -> Tensor:
-    """Packed ``[T, 1, heads, D]`` to rows ``[B, heads, S, D]``; the gradient of a shared token is summed over its rows."""
+    """Packed ``[T, 1, heads, D]`` to rows ``[B, heads, S, D]``; a shared token's gradient is summed over its rows."""
     num_tokens, _, num_heads, head_dim = states.shape
     flat = states.reshape(num_tokens, -1).index_select(0, token_BS.flatten())
     return flat.view(*token_BS.shape, num_heads, head_dim).transpose(1, 2)

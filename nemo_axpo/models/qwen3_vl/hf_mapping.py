@@ -1,7 +1,7 @@
 """Where every Hugging Face tensor lives in the Megatron model, both ways, one tensor at a time.
 
-A :class:`Placement` names one Megatron parameter (with its layer number in the whole model), the Hugging Face tensors it
-is made of, how they merge into a global tensor, and along which dimension tensor-parallel ranks share that::
+A :class:`Placement` names one Megatron parameter (with its layer number in the whole model), the Hugging Face tensors
+it is made of, how they merge into a global tensor, and along which dimension tensor-parallel ranks share that::
 
     linear_qkv   per key-value group: its query heads, key, value   [groups · (q + 2) · D, H]   dim 0
     linear_fc1   gate and up, stacked                               [2, I, H]                   dim 1
@@ -91,14 +91,14 @@ def load_weights(model: Any, named_tensors: Iterable[tuple[str, Tensor]], *, hf_
     if waiting:
         first = min(waiting)
         raise ValueError(
-            f"every tensor of the model must be in the checkpoint; {len(waiting)} are missing, first {first!r} with shape "
-            f"{tuple(waiting[first].hf_shapes[first])}: use a complete checkpoint of this config.json"
+            f"every tensor of the model must be in the checkpoint; {len(waiting)} are missing, first {first!r} with "
+            f"shape {tuple(waiting[first].hf_shapes[first])}: use a complete checkpoint of this config.json"
         )
     _copy_tied_output(model)
 
 
 def hf_tensors(model: Any, *, hf_config: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors under their Hugging Face names, one parameter at a time; every rank takes part and gets them all."""
+    """Whole tensors under their Hugging Face names, one parameter at a time; every rank takes part, and gets all."""
     parameters = global_parameters(model)
     for placement in placements(hf_config):
         parameter = parameters.get(placement.name)

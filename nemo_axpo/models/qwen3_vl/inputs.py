@@ -1,8 +1,8 @@
 """What the model reads: rows packed token by token, with every shared beginning held once.
 
 Rows of one question share their prompt, continuations share a thinking prefix, and all rows share the system turn. A
-token whose whole past is equal in several rows has the same hidden state in all of them, so it is computed once. Example:
-rows ``a b c`` and ``a b d e`` pack into T = 5 tokens ``a b c d e``::
+token whose whole past is equal in several rows has the same hidden state in all of them, so it is computed once. Rows
+``a b c`` and ``a b d e`` pack into T = 5 tokens ``a b c d e``::
 
     row 0: keys 0 1 2      queries 0 1 2     all of it is new
     row 1: keys 0 1 3 4    queries 3 4       positions 2 and 3; the rest was computed in row 0

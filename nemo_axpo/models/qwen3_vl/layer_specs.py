@@ -1,4 +1,4 @@
-"""The parts one decoder layer is built of: megatron's layer, attention and MLP around our norm, rotary and attention core.
+"""The parts of one decoder layer: megatron's layer, attention and MLP around our norm, rotary and attention core.
 
 The local specification runs on plain torch, on CPU and GPU.
 """

@@ -64,9 +64,9 @@ def save_hf_checkpoint(
     source: str | Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Writes config, safetensors (with an index where there are several), and ``source``'s tokenizer and processor files.
+    """Writes config, safetensors (with an index where there are several) and ``source``'s tokenizer and processor.
 
-    Streams: no more than one shard of ``max_shard_bytes`` is held at a time. The index, or the only file, is written last.
+    Streams: no more than one shard of ``max_shard_bytes`` is held at a time. The index, or the only file, comes last.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,8 @@ def _weight_files(path: Path) -> list[Path]:
     absent = [name for name in names if not (path / name).is_file()]
     if absent:
         raise ValueError(
-            f"{index.name} names {len(names)} files; {len(absent)} are not in {path}, first {absent[0]}: download the rest"
+            f"{index.name} names {len(names)} files; {len(absent)} are not in {path}, first {absent[0]}: "
+            "download the rest"
         )
     return [path / name for name in names]
 

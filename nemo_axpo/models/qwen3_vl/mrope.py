@@ -1,6 +1,6 @@
-"""Interleaved multimodal rotary positions: text advances time, height and width together, an image spreads over its grid.
+"""Interleaved multimodal rotary positions: text advances all three axes together, an image spreads over its grid.
 
-Source: transformers ``Qwen3VLModel.get_rope_index`` (stills only) and ``Qwen3VLTextRotaryEmbedding``; the tests compare.
+Source: transformers ``Qwen3VLModel.get_rope_index`` (stills only), ``Qwen3VLTextRotaryEmbedding``; tests compare.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def resampling_table(height: int, width: int, *, merge_size: int, side: int) -> 
 
 @functools.lru_cache(maxsize=1024)
 def rotary_table(height: int, width: int, *, merge_size: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines float32 ``[P, head_dim]``: a quarter of the channels turns with the row, one with the column."""
+    """Cosines and sines float32 ``[P, head_dim]``: half of the frequencies turn with the row, half with the column."""
     inverse = 1.0 / _ROPE_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32) / (head_dim // 2))
     order = _merge_order(height, width, merge_size=merge_size)
     rows, columns = torch.div(order, width, rounding_mode="floor"), order % width
