@@ -1,6 +1,6 @@
 """The three-way study: GRPO N=8, GRPO N=10 (matched rollouts) and AXPO from the same warm start, over several seeds.
 
-    python benchmarks/study.py --seeds 10 11 12 13 14 --output-dir outputs/study --results benchmarks/results/study.json
+    python benchmarks/study.py --seeds 30 31 32 33 34 --output-dir outputs/study --results benchmarks/results/study.json
 
 The arms share code, settings, seeds and warm start and differ by the plan alone. A warm start outside of the window is
 reported as such and trained all the same. A second call continues what the first one left.
@@ -61,7 +61,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", help="settings for every run, e.g. world.daylight=30")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12, 13, 14])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[30, 31, 32, 33, 34])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
     parser.add_argument("--max-parallel", type=int, default=2, help="processes at once, one thread each")

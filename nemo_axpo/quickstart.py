@@ -26,7 +26,7 @@ from nemo_axpo.world.window import WarmStartWindow
 
 SMOKE_SETTINGS = ("eval.num_questions=24", "train.record_every=1", "train.eval_every=2")
 SMOKE_STEPS, SMOKE_SFT = 4, ("sft.num_steps=30", "eval.window_questions=24")
-NUM_STEPS = 200
+NUM_STEPS = 120
 ARMS = {
     "grpo_n8": ("algorithm=grpo", "algorithm.num_rollouts=8"),
     "grpo_n10": ("algorithm=grpo", "algorithm.num_rollouts=10"),
