@@ -31,7 +31,7 @@ setup(
         "jsonschema>=4",
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "rich>=13",
         "safetensors>=0.4.5",
         "tensorboard>=2.16",

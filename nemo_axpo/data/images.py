@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -23,6 +24,8 @@ _PROCESSOR_SETTINGS = (
     "patch_size", "merge_size", "temporal_patch_size", "size", "min_pixels", "max_pixels", "image_mean", "image_std",
     "resample", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "do_convert_rgb",
 )  # fmt: skip
+MAX_ASPECT_RATIO = 200
+"""Qwen2-VL's ``smart_resize`` refuses images more elongated than this."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,16 @@ class ImageStore:
         return int(self._processor.patch_size * self._processor.merge_size)
 
     def add(self, image: Image.Image) -> ImageId:
-        """Stores an image (converted to RGB, EXIF rotation applied) and returns its id; equal pixels give equal ids."""
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        """Stores an image as :func:`upright_rgb` and returns its id; equal pixels give equal ids.
+
+        ValueError for an image that is too elongated for the image processor.
+        """
+        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+            raise ValueError(
+                f"the longer side of an image may be at most {MAX_ASPECT_RATIO} times the shorter one; got "
+                f"{image.width} x {image.height} pixels: crop it, or drop the question from the data"
+            )
+        rgb = upright_rgb(image)
         image_id = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
         self._images.setdefault(image_id, rgb)
         return image_id
@@ -98,6 +109,28 @@ class ImageStore:
         self._features = {i: features for i, features in self._features.items() if i in kept}
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB as a viewer shows it: EXIF rotation applied, transparency over white, 16-bit gray in 8 bits.
+
+    Pillow's own conversion would show transparent pixels in the colour that happens to lie under them, mostly black, and
+    16-bit gray as white.
+    """
+    image = _upright(image)
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, OSError):  # EXIF that no viewer can read either
+        return image
+
+
 def decode_image(source: bytes | str | Path) -> Image.Image:
     """Decodes image bytes or a file completely (not lazily), so that a broken image fails where it is read.
 
@@ -106,8 +139,7 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return image.copy()
+            return image.copy()  # which decodes it
     except FileNotFoundError:
         raise ValueError(f"image {name} does not exist: correct its path in the data file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -120,13 +152,16 @@ def load_image_processor(checkpoint: str | Path) -> Any:
     """The Qwen2-VL image processor of a checkpoint. ValueError where its file is missing or broken."""
     file = Path(checkpoint) / "preprocessor_config.json"
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        known = {name: settings[name] for name in _PROCESSOR_SETTINGS if name in settings}
+        if not {"patch_size", "merge_size"} <= set(known):
+            raise ValueError("patch_size or merge_size is missing")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"a checkpoint needs its image processor's {file.name}; {file} cannot be read ({error}): copy it from the "
             "model's original checkpoint"
         ) from error
-    return build_image_processor(**{name: settings[name] for name in _PROCESSOR_SETTINGS if name in settings})
+    return build_image_processor(**known)
 
 
 def build_image_processor(**settings: Any) -> Any:

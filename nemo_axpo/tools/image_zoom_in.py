@@ -10,13 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_axpo.data.images import ImageStore
+from nemo_axpo.data.images import MAX_ASPECT_RATIO, ImageStore
 from nemo_axpo.types import ImageId, ToolResult
 
 FRAME = 1000
 """Boxes are relative: 0 is the left or top edge of the image, 1000 the right or bottom edge."""
-MAX_ASPECT_RATIO = 200
-"""Qwen2-VL's ``smart_resize`` refuses images more elongated than this."""
 DESCRIPTION = "Zooms in on a region of an image and returns the enlarged crop as a new image."
 OBSERVATION = "Image {index} is the crop."
 
