@@ -18,6 +18,9 @@ from nemo_axpo.types import ImageId, ImagePart, Message, Question, RenderedToken
 _MODEL_TURN = "\x00model turn\x00"
 """Stands for a model turn while the text that follows it is rendered; removed before tokenisation."""
 
+_STRUCTURE = tuple(text for text in TOKEN_TEXT.values() if text.startswith("<|"))
+"""Tokens that mark turns and images. A conversation's earlier model turns may hold the others (thinking, tool calls)."""
+
 
 class ChatRenderer:
     """Renders with the tokenizer's chat template, tools in the system turn, thinking opened for the model."""
@@ -27,7 +30,8 @@ class ChatRenderer:
     ) -> None:
         """``tool_schemas``: OpenAI function-calling dicts. ``instructions``: system text before the tools.
 
-        Raises ValueError where the tokenizer lacks a chat template or splits a special token.
+        Raises ValueError where the tokenizer splits a special token, or where its chat template is missing or is not that
+        of a thinking model.
         """
         if not tokenizer.chat_template:
             raise ValueError(
@@ -39,6 +43,7 @@ class ChatRenderer:
         self._tools = list(tool_schemas) or None
         self._instructions = instructions
         self._encode = lru_cache(maxsize=4096)(self._encode_text)
+        self._check_template()
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -46,7 +51,11 @@ class ChatRenderer:
         return (self.special.im_end, self.special.endoftext)
 
     def prompt(self, question: Question) -> RenderedTokens:
-        """Everything before the first model token, through ``<|im_start|>assistant`` and the opened thinking."""
+        """Everything before the first model token, through ``<|im_start|>assistant`` and the opened thinking.
+
+        ValueError for a question whose text spells a token that marks turns or images.
+        """
+        _check_text(question)
         messages = list(question.messages)
         if self._instructions:
             messages.insert(0, Message("system", (TextPart(self._instructions),)))
@@ -55,11 +64,7 @@ class ChatRenderer:
     def observation(self, result: ToolResult) -> RenderedTokens:
         """What follows the model's ``<|im_end|>``: the tool response (its images included) and the next model turn."""
         parts = (*(ImagePart(i) for i in result.image_ids), *([TextPart(result.text)] if result.text else ()))
-        user, model = Message("user", (TextPart("question"),)), Message("assistant", (TextPart(_MODEL_TURN),))
-        text = self._template([user, model, Message("tool", parts)])
-        _, _, after = text.partition(_MODEL_TURN + TOKEN_TEXT["im_end"])
-        assert after, "the chat template does not close a model turn with <|im_end|>"
-        return self._tokenize(after, result.image_ids)
+        return self._tokenize(self._after_model_turn(Message("tool", parts)), result.image_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens kept."""
@@ -77,6 +82,21 @@ class ChatRenderer:
             tokenize=False,
         )
 
+    def _after_model_turn(self, message: Message) -> str:
+        """What the template writes between a model's ``<|im_end|>`` and its next turn, with ``message`` in between."""
+        user, model = Message("user", (TextPart("question"),)), Message("assistant", (TextPart(_MODEL_TURN),))
+        _, _, after = self._template([user, model, message]).partition(_MODEL_TURN + TOKEN_TEXT["im_end"])
+        return after
+
+    def _check_template(self) -> None:
+        after = self._after_model_turn(Message("tool", (TextPart("result"),)))
+        if "result" not in after or not after.rstrip().endswith(TOKEN_TEXT["think"]):
+            raise ValueError(
+                "the chat template must close a model turn with <|im_end|>, render a tool's result and open the model's "
+                f"thinking (<|im_start|>assistant, <think>); after a model turn it renders {after!r}: use the checkpoint "
+                "of a thinking model (Qwen3-VL-*-Thinking) with its chat_template.jinja"
+            )
+
     def _encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
@@ -85,14 +105,25 @@ class ChatRenderer:
         pieces = text.split(TOKEN_TEXT["image_pad"])
         if len(pieces) - 1 != len(image_ids):
             raise ValueError(
-                f"the rendered text has {len(pieces) - 1} image placeholders for {len(image_ids)} images: remove literal "
-                f"{TOKEN_TEXT['image_pad']} from the text, or use a chat template that renders image parts"
+                f"the rendered text must have one {TOKEN_TEXT['image_pad']} per image; got {len(pieces) - 1} for "
+                f"{len(image_ids)} images: use a chat template that renders image parts"
             )
         token_ids = list(self._encode(pieces[0]))
         for image_id, piece in zip(image_ids, pieces[1:], strict=True):
             token_ids += [self.special.image_pad] * self._images.features(image_id).num_tokens
             token_ids += self._encode(piece)
         return RenderedTokens(tuple(token_ids), image_ids)
+
+
+def _check_text(question: Question) -> None:
+    """A question's text comes from a data file: it must not forge a turn or stand for an image that is not there."""
+    text = "".join(part.text for message in question.messages for part in message.parts if isinstance(part, TextPart))
+    found = [token for token in _STRUCTURE if token in text]
+    if found:
+        raise ValueError(
+            f"the text of a question must not spell control tokens; question {question.question_id!r} holds "
+            f"{', '.join(found)}: remove them from its text (images are given as ImagePart)"
+        )
 
 
 def _content(message: Message) -> str | list[dict[str, str]]:
