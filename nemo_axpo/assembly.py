@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
 
 from nemo_axpo.algorithms.base import Algorithm, get_algorithm
 from nemo_axpo.config.checks import algorithm_arguments
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
-from nemo_axpo.data.vocabulary import banned_token_ids
+from nemo_axpo.data.vocabulary import banned_token_ids, load_tokenizer
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.losses.policy_loss import PolicyLoss
+from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config
 from nemo_axpo.rewards.base import VerifierRegistry
 from nemo_axpo.rewards.exact_match import ExactMatch
@@ -60,14 +60,17 @@ class Workbench:
 
 
 def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
-    """Reads a checkpoint's config, tokenizer and image processor; ValueError where one does not fit."""
-    image_processor = load_image_processor(checkpoint)
+    """Reads a checkpoint's config, tokenizer and image processor; ValueError where these or its weights do not fit."""
+    hf_config = load_hf_config(checkpoint)
+    image_processor, tokenizer = load_image_processor(checkpoint), load_tokenizer(checkpoint)
+    check_processor(image_processor, hf_config=hf_config)
+    check_tokenizer(tokenizer, hf_config=hf_config)
+    check_weights(checkpoint, hf_config=hf_config)
     images = ImageStore(image_processor)
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint))
     registry = ToolRegistry(_build_tool(name, config=config, images=images) for name in config.tools.names)
     tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
     renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas)
-    return Workbench(Path(checkpoint), load_hf_config(checkpoint), image_processor, images, renderer, tools)
+    return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools)
 
 
 def _build_tool(name: str, *, config: Config, images: ImageStore) -> ImageZoomIn:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.data.vocabulary import TOKEN_TEXT, SpecialTokens
 from nemo_axpo.types import ImageId, ImagePart, Message, Question, RenderedTokens, TextPart, ToolResult
@@ -89,12 +91,27 @@ class ChatRenderer:
         return after
 
     def _check_template(self) -> None:
-        after = self._after_model_turn(Message("tool", (TextPart("result"),)))
+        """Renders a tool's result, and a question and a result with an image each."""
+        image = (ImagePart("image"), TextPart("text"))
+        try:
+            after = self._after_model_turn(Message("tool", (TextPart("result"),)))
+            shown = self._template([Message("user", image)]), self._after_model_turn(Message("tool", image))
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template must be Jinja that renders; got {error!r}: copy chat_template.jinja from the "
+                "checkpoint of a thinking model (Qwen3-VL-*-Thinking)"
+            ) from error
         if "result" not in after or not after.rstrip().endswith(TOKEN_TEXT["think"]):
             raise ValueError(
                 "the chat template must close a model turn with <|im_end|>, render a tool's result and open the model's "
                 f"thinking (<|im_start|>assistant, <think>); after a model turn it renders {after!r}: use the checkpoint "
                 "of a thinking model (Qwen3-VL-*-Thinking) with its chat_template.jinja"
+            )
+        counts = tuple(text.count(TOKEN_TEXT["image_pad"]) for text in shown)
+        if counts != (1, 1):
+            raise ValueError(
+                f"the chat template must show every image of a question and of a tool's result as one "
+                f"{TOKEN_TEXT['image_pad']}; got {counts[0]} and {counts[1]}: use a chat template that renders image parts"
             )
 
     def _encode_text(self, text: str) -> tuple[int, ...]:

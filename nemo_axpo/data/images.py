@@ -156,7 +156,7 @@ def load_image_processor(checkpoint: str | Path) -> Any:
         known = {name: settings[name] for name in _PROCESSOR_SETTINGS if name in settings}
         if not {"patch_size", "merge_size"} <= set(known):
             raise ValueError("patch_size or merge_size is missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"a checkpoint needs its image processor's {file.name}; {file} cannot be read ({error}): copy it from the "
             "model's original checkpoint"

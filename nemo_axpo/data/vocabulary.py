@@ -1,9 +1,12 @@
-"""Special tokens by id, looked up once and refused where they are not single tokens."""
+"""The tokenizer, and its special tokens by id: looked up once and refused where they are not single tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
 
 TOKEN_TEXT = {
     "im_start": "<|im_start|>",
@@ -40,6 +43,23 @@ class SpecialTokens:
     def from_tokenizer(cls, tokenizer: Any) -> SpecialTokens:
         """Looks every token up. ValueError naming the text and the ids it splits into, with the cure."""
         return cls(**{field.name: _single_id(tokenizer, TOKEN_TEXT[field.name]) for field in fields(cls)})
+
+
+def load_tokenizer(checkpoint: str | Path) -> Any:
+    """The tokenizer of a checkpoint directory. ValueError where its files are missing or broken."""
+    path = Path(checkpoint)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise ValueError(
+            f"a checkpoint needs its tokenizer (tokenizer.json); {path} has none: copy it from the model's original "
+            "checkpoint"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # broken files surface as anything from TypeError to a plain Exception of tokenizers
+        raise ValueError(
+            f"the tokenizer files in {path} must be whole; transformers cannot load them ({error!r}): copy them from the "
+            "model's original checkpoint"
+        ) from error
 
 
 def _single_id(tokenizer: Any, text: str) -> int:

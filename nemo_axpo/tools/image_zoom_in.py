@@ -40,12 +40,22 @@ class ImageZoomIn:
         self._min_side = image_store.min_side if min_side is None else min_side
         if self._min_side < 1:
             raise ValueError(f"min_side of image_zoom_in must be at least 1 pixel, got {min_side}: leave it unset")
+        _check_observation(observation)
         self._observation = observation
         self.schema = _schema(self.name, description)
 
     def open(self, images: Sequence[ImageId]) -> _ZoomSession:
         """A session on the rollout's images."""
         return _ZoomSession(self._store, images, min_side=self._min_side, observation=self._observation)
+
+
+def _check_observation(text: str) -> None:
+    try:
+        text.format(index=0)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"the observation of image_zoom_in may hold {{index}} and no other braces; got {text!r} ({error!r}): correct it"
+        ) from None
 
 
 class _ZoomSession:

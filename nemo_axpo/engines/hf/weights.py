@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLConfig
+
+from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
 
 TEXT_PREFIX = "model.language_model."
 VISION_PREFIX = "model.visual."
-LM_HEAD = "lm_head.weight"
 
 
 @dataclass
@@ -109,11 +110,6 @@ class WeightLoader:
             )
 
 
-def is_tied(config: Qwen3VLConfig) -> bool:
-    """Whether the output projection is the embedding (transformers keeps the flag at the top or in the text part)."""
-    return bool(config.tie_word_embeddings or getattr(config.text_config, "tie_word_embeddings", False))
-
-
 def interleave_heads(tensor: Tensor, *, head_dim: int) -> Tensor:
     """Reorders each head's output rows from (0, 1, …, D-1) to (0, D/2, 1, D/2 + 1, …)."""
     halves = tensor.unflatten(0, (-1, 2, head_dim // 2))
@@ -138,9 +134,7 @@ def _allocate_layer(text: object, empty: Callable[..., Tensor]) -> LayerWeights:
 
 def _expected_shapes(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the Hugging Face model; a tied output projection may be left out."""
-    with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    shapes = parameter_shapes(config)
     if is_tied(config):
         shapes.pop(LM_HEAD, None)
     return shapes

@@ -68,11 +68,6 @@ def head_dim(text: Any) -> int:
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def is_tied(hf_config: Any) -> bool:
-    """Whether the output projection is the embedding (transformers keeps the flag at the top or in the text part)."""
-    return bool(hf_config.tie_word_embeddings or getattr(hf_config.text_config, "tie_word_embeddings", False))
-
-
 def rope_settings(text: Any) -> tuple[float, tuple[int, int, int]]:
     """Base frequency and the numbers of (time, height, width) frequency pairs.
 

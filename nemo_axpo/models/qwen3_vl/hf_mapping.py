@@ -21,10 +21,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from nemo_axpo.models.qwen3_vl.config import head_dim, is_tied
+from nemo_axpo.models.qwen3_vl.config import head_dim
+from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied
 from nemo_axpo.models.qwen3_vl.vision import VisionTower
 
-TEXT, VISION, LM_HEAD = "model.language_model.", "model.visual.", "lm_head.weight"
+TEXT, VISION = "model.language_model.", "model.visual."
 
 Shape = tuple[int, ...]
 

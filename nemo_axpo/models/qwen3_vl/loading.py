@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -31,12 +32,26 @@ def load_hf_config(path: str | Path) -> Qwen3VLConfig:
         values = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} must be JSON; {error}: download or export the checkpoint again") from error
-    if values.get("model_type") != "qwen3_vl":
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type != "qwen3_vl":
         raise ValueError(
-            f"only checkpoints of model_type 'qwen3_vl' are supported; {file} says {values.get('model_type')!r}: use a "
-            "dense Qwen3-VL checkpoint"
+            f"only checkpoints of model_type 'qwen3_vl' are supported; {file} says {model_type!r}: use a dense Qwen3-VL "
+            "checkpoint"
         )
-    return Qwen3VLConfig.from_dict(values)
+    absent = [name for name in ("text_config", "vision_config") if not isinstance(values.get(name), dict)]
+    if absent:
+        # transformers would fill in the sizes of an 8B model.
+        raise ValueError(
+            f"{file} must have a text_config and a vision_config; got no {absent[0]}: copy config.json from the model's "
+            "original checkpoint"
+        )
+    try:
+        return Qwen3VLConfig.from_dict(values)
+    except Exception as error:  # the kind depends on the field and on the version of transformers
+        raise ValueError(
+            f"{file} must be a configuration that transformers accepts; got {error!r}: copy it from the model's original "
+            "checkpoint"
+        ) from error
 
 
 def read_checkpoint(path: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -45,15 +60,18 @@ def read_checkpoint(path: str | Path) -> Iterator[tuple[str, Tensor]]:
     ValueError names a file that is missing, truncated or otherwise unreadable, and the cure.
     """
     for file in _weight_files(Path(path)):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in sorted(tensors.keys()):
-                    yield name, tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{file} must be a whole safetensors file; it cannot be read ({error}): it is truncated or corrupt, "
-                "download or export it again"
-            ) from error
+        with _open(file) as tensors:
+            for name in sorted(tensors.keys()):
+                yield name, tensors.get_tensor(name)
+
+
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of every tensor of a checkpoint, from the headers of its files; errors as :func:`read_checkpoint`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(Path(path)):
+        with _open(file) as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in sorted(tensors.keys())}
+    return shapes
 
 
 def save_hf_checkpoint(
@@ -85,6 +103,19 @@ def copy_companions(source: str | Path, target: str | Path) -> None:
         for file in sorted(Path(source).glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, Path(target) / file.name)
+
+
+@contextlib.contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    """A safetensors file; ValueError for one that is not whole."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file} must be a whole safetensors file; it cannot be read ({error}): it is truncated or corrupt, download or "
+            "export it again"
+        ) from error
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from nemo_axpo.errors import rule_message
 from nemo_axpo.models.qwen3_vl.block import DeepStackBlock
-from nemo_axpo.models.qwen3_vl.config import head_dim, is_tied, rope_settings
+from nemo_axpo.models.qwen3_vl.config import head_dim, rope_settings
+from nemo_axpo.models.qwen3_vl.hf_model import is_tied
 from nemo_axpo.models.qwen3_vl.inputs import PackedInputs
 from nemo_axpo.models.qwen3_vl.layer_specs import local_block_spec
 from nemo_axpo.models.qwen3_vl.mrope import InterleavedRope
