@@ -10,7 +10,7 @@ Installs into .venv where needed, then runs the warm start, GRPO and AXPO and wr
 
   --smoke           the whole path in about a minute: shows that it works, not what it learns
   --seed N          root of all randomness (default: 0)
-  --output-dir DIR  where everything goes (default: outputs/quickstart)
+  --output-dir DIR  where everything goes (default: outputs/quickstart, or outputs/smoke)
   --device KIND     cpu (default) or cuda
   -h, --help        this text
 HELP

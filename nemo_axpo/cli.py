@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from nemo_axpo.errors import MissingExtraError
+from nemo_axpo.errors import MissingExtraError, RunFailedError
 
 if TYPE_CHECKING:
     from nemo_axpo.config.schema import Config
@@ -54,11 +54,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def is_user_error(error: Exception) -> bool:
-    """Whether the message is the whole answer: a missing file or extra, or a ValueError that this package raised itself.
+    """Whether the message is the whole answer: a missing file or extra, a run that failed in a process of its own, or a
+    ValueError that this package raised itself.
 
     A ValueError from inside a library is a bug of ours, and its traceback is needed.
     """
-    if isinstance(error, FileNotFoundError | MissingExtraError):
+    if isinstance(error, FileNotFoundError | MissingExtraError | RunFailedError):
         return True
     return isinstance(error, ValueError) and _raising_module(error.__traceback__).split(".")[0] == "nemo_axpo"
 
@@ -150,8 +151,8 @@ def _add_quickstart(subparsers: argparse._SubParsersAction) -> None:
         help="teach a tiny model to use a tool: GRPO beside AXPO",
         description="Warm start, GRPO and AXPO on the embedded world, evaluation, report.html.",
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/quickstart"), metavar="DIR",
-                        help="where everything goes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output-dir", type=Path, metavar="DIR",
+                        help="where everything goes (default: outputs/quickstart, or outputs/smoke)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="root of all randomness (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="the whole path in about a minute; shows that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
@@ -214,7 +215,8 @@ def _report(options: argparse.Namespace) -> None:
 def _quickstart(options: argparse.Namespace) -> None:
     from nemo_axpo.quickstart import run_quickstart
 
-    run_quickstart(output_dir=options.output_dir, seed=options.seed, smoke=options.smoke, device=options.device)
+    output_dir = options.output_dir or Path("outputs/smoke" if options.smoke else "outputs/quickstart")
+    run_quickstart(output_dir=output_dir, seed=options.seed, smoke=options.smoke, device=options.device)
 
 
 def _train_config(options: argparse.Namespace) -> Config:
@@ -239,7 +241,9 @@ def _composed_config(options: argparse.Namespace, *, settings: dict[str, str]) -
 def _run_config(run_dir: Path, *, overrides: Sequence[str] = (), settings: dict[str, str]) -> Config:
     """The config a run was started with, changed by value overrides and ``settings``."""
     from nemo_axpo.config.load import load_config
+    from nemo_axpo.run_directory import check_is_run
 
+    check_is_run(run_dir)
     return load_config(overrides, config_dir=run_dir, settings=settings)
 
 

@@ -19,6 +19,10 @@ class MissingExtraError(ImportError):
     """An optional package that is not installed; the message holds its install line."""
 
 
+class RunFailedError(RuntimeError):
+    """A process that was started for a run ended with an error; the message holds what it said."""
+
+
 def rule_message(rule: str, *, got: object, cure: str) -> str:
     """``<rule>; got <value>: <cure>``, the form of every error of this project."""
     return f"{rule}; got {got}: {cure}"

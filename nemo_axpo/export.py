@@ -15,7 +15,7 @@ from nemo_axpo.config.load import load_saved_config
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import CheckpointError, RunDirectoryError, rule_message
 from nemo_axpo.models.qwen3_vl import loading
-from nemo_axpo.run_directory import RunDirectory
+from nemo_axpo.run_directory import RunDirectory, check_is_run
 
 
 def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | None = None) -> Path:
@@ -26,7 +26,8 @@ def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | No
     checkpoint, and an ``output`` that holds anything; ``output`` is then as it was.
     """
     run, output = RunDirectory(Path(run_dir)), Path(output).resolve()
-    config = _run_config(run)
+    check_is_run(run.path)
+    config = load_saved_config(run.config_path)
     _check_output(output)
     store = CheckpointStore(run.checkpoints_path)
     step = _chosen_step(step, store=store, run=run)
@@ -34,16 +35,6 @@ def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | No
     _save_whole(_policy(config, store=store, step=step, source=source), output=output, source=source)
     print(f"exported the policy of {run.path} after step {step} to {output}")
     return output
-
-
-def _run_config(run: RunDirectory) -> Config:
-    if not run.config_path.is_file():
-        raise RunDirectoryError(
-            rule_message(
-                f"a run directory holds a {run.config_path.name}", got=run.path, cure="give the --output-dir of a training"
-            )
-        )
-    return load_saved_config(run.config_path)
 
 
 def _check_output(output: Path) -> None:

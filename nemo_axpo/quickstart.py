@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,8 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nemo_axpo.errors import ConfigError
+from nemo_axpo.config.load import load_config
+from nemo_axpo.errors import ConfigError, RunFailedError
 from nemo_axpo.progress import ProgressDisplay, format_seconds
+from nemo_axpo.run_directory import check_same_run, remove_run
 from nemo_axpo.sft import CHECKPOINT, MEASURED
 from nemo_axpo.side_by_side import PlannedRun, run_side_by_side
 from nemo_axpo.world.window import WarmStartWindow
@@ -71,14 +72,19 @@ def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str) -> 
 
 
 def warm_start(output_dir: Path, *, settings: Sequence[str], num_threads: int = 2) -> WarmStart:
-    """Trains and measures the warm start in a process of its own, unless an earlier call has."""
+    """Trains and measures the warm start in a process of its own, unless an earlier call has.
+
+    RunDirectoryError where the directory holds a warm start of other settings.
+    """
     path = output_dir / "warm_start"
+    check_same_run(load_config(settings, settings={"output_dir": str(path)}))
     if not (path / MEASURED).is_file():
         # Without a measurement it did not finish; supervised training is short and starts again.
-        _remove_unfinished(path)
+        remove_run(path)
         command = [sys.executable, "-m", "nemo_axpo.cli", "sft", "--output-dir", str(path), *settings]
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
-        subprocess.run(command, check=True, env=environment)
+        if subprocess.run(command, check=False, env=environment).returncode:
+            raise RunFailedError("the warm start failed; what it said stands above")
     return WarmStart(path / CHECKPOINT, json.loads((path / MEASURED).read_text()))
 
 
@@ -121,6 +127,3 @@ def _write_report(output_dir: Path, *, console: Console) -> None:
     else:
         console.print(f"report: {report.html}", markup=False, soft_wrap=True)
 
-
-def _remove_unfinished(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class RunDirectory:
         """TensorBoard events."""
         return self.path / "tensorboard"
 
+    @property
+    def has_results(self) -> bool:
+        """Whether it holds anything besides its config and lock."""
+        return any(path.name not in (CONFIG_FILE, LOCK_FILE) for path in self.path.iterdir())
+
     def rollouts_path(self, step: int) -> Path:
         """Recorded groups of one step."""
         return self.path / "rollouts" / f"step_{step:05d}.jsonl"
@@ -115,12 +121,44 @@ def open_run_directory(config: Config, *, resume: bool = False) -> Iterator[RunD
     """
     run = RunDirectory(Path(config.output_dir))
     _check_is_ours(run)
-    run.path.mkdir(parents=True, exist_ok=True)
+    _make(run)
     with (run.path / LOCK_FILE).open("a+", encoding="utf-8") as lock:
         _lock(lock, run=run)
-        _check_config(run, config=config, resume=resume)
+        _check_same_config(run, config=config)
+        _check_may_start(run, resume=resume)
+        is_new = not run.config_path.exists()
         save_config(config, run.config_path)
-        yield run
+        try:
+            yield run
+        except BaseException:
+            # So that a start which failed on a wrong setting can be repeated with the right one.
+            if is_new and not run.has_results:
+                run.config_path.unlink()
+            raise
+
+
+def check_same_run(config: Config) -> None:
+    """RunDirectoryError where ``config.output_dir`` holds something else than a run of ``config``; nothing is written."""
+    run = RunDirectory(Path(config.output_dir))
+    _check_is_ours(run)
+    _check_same_config(run, config=config)
+
+
+def check_is_run(path: str | Path) -> None:
+    """RunDirectoryError for a directory in which no run was ever started."""
+    if not RunDirectory(Path(path)).config_path.is_file():
+        rule = f"a run directory holds a {CONFIG_FILE}"
+        raise RunDirectoryError(rule_message(rule, got=path, cure="give the --output-dir of a run"))
+
+
+def remove_run(path: str | Path) -> None:
+    """Deletes a run, or nothing where there is none. RunDirectoryError for other contents, and while a process uses it."""
+    run = RunDirectory(Path(path))
+    _check_is_ours(run)
+    if run.path.exists():
+        with (run.path / LOCK_FILE).open("a+", encoding="utf-8") as lock:
+            _lock(lock, run=run)
+            shutil.rmtree(run.path)
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:
@@ -164,7 +202,15 @@ def _lock(lock: TextIO, *, run: RunDirectory) -> None:
     lock.flush()
 
 
-def _check_config(run: RunDirectory, *, config: Config, resume: bool) -> None:
+def _make(run: RunDirectory) -> None:
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule = "output_dir must be a place where a directory can be made"
+        raise RunDirectoryError(rule_message(rule, got=error, cure="choose another --output-dir")) from None
+
+
+def _check_same_config(run: RunDirectory, *, config: Config) -> None:
     if not run.config_path.exists():
         return
     try:
@@ -186,6 +232,9 @@ def _check_config(run: RunDirectory, *, config: Config, resume: bool) -> None:
                 cure="choose another --output-dir, or give the settings of that run",
             )
         )
+
+
+def _check_may_start(run: RunDirectory, *, resume: bool) -> None:
     if not resume and run.metrics_path.exists():
         raise RunDirectoryError(
             rule_message(

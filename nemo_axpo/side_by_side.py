@@ -14,17 +14,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from nemo_axpo.config.load import load_config
+from nemo_axpo.errors import RunFailedError
 from nemo_axpo.metrics_log import read_metrics
 from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.run_directory import check_same_run
 
 POLL_S = 0.5
 STOP_TIMEOUT_S = 20.0
 """A run that is asked to stop gets this long before it is killed."""
-
-
-class RunFailedError(RuntimeError):
-    """A run ended with an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,17 @@ class PlannedRun:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier start completed it: the exported policy is written last."""
-        return (self.output_dir / "hf" / "config.json").is_file()
+        rows = self.rows()
+        return bool(rows) and rows[-1]["step"] == self.num_steps and (self.output_dir / "hf" / "config.json").is_file()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Metrics of the steps so far."""
+        path = self.output_dir / "metrics.jsonl"
+        return read_metrics(path) if path.is_file() else []
+
+    def check(self) -> None:
+        """ValueError for settings that cannot work, and where the directory holds a run of other ones."""
+        check_same_run(load_config(self.settings, settings={"output_dir": str(self.output_dir)}))
 
 
 @dataclass
@@ -59,9 +69,12 @@ class _Process:
 def run_side_by_side(runs: Sequence[PlannedRun], *, max_parallel: int, progress: ProgressDisplay) -> None:
     """Runs all of them, ``max_parallel`` at a time, resuming what an earlier start left and skipping what it finished.
 
-    RunFailedError names the first run that failed and shows the end of its log; the others are stopped. An interrupt
-    stops all of them; each keeps its last checkpoint.
+    ValueError for a directory that holds a run of other settings, before anything starts. RunFailedError names the first
+    run that failed and shows the end of its log; the others are stopped. An interrupt stops all of them; each keeps its
+    last checkpoint.
     """
+    for run in runs:
+        run.check()
     waiting = [run for run in runs if not run.is_finished]
     running: list[_Process] = []
     # Slurm and `kill` send SIGTERM, which would end this process without the block below and orphan the runs.
@@ -97,7 +110,7 @@ def _start(run: PlannedRun, *, progress: ProgressDisplay) -> _Process:
 def _follow(process: _Process, *, progress: ProgressDisplay) -> bool:
     """Shows the newest step; whether the process still runs."""
     is_running = process.popen.poll() is None
-    rows = _rows(process.run)
+    rows = process.run.rows()
     if rows and rows[-1]["step"] != process.shown_step:
         process.shown_step = rows[-1]["step"]
         progress.update(process.run.name, step=process.shown_step, metrics=rows[-1])
@@ -105,11 +118,6 @@ def _follow(process: _Process, *, progress: ProgressDisplay) -> bool:
         tail = "\n".join(process.run.log_path.read_text(errors="replace").splitlines()[-15:])
         raise RunFailedError(f"{process.run.name} failed; the end of {process.run.log_path}:\n{tail}")
     return is_running
-
-
-def _rows(run: PlannedRun) -> list[dict]:
-    path = run.output_dir / "metrics.jsonl"
-    return read_metrics(path) if path.is_file() else []
 
 
 def _stop(processes: Sequence[_Process]) -> None:

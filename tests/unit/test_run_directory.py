@@ -10,7 +10,7 @@ from PIL import Image
 from nemo_axpo.config.load import load_config, load_saved_config
 from nemo_axpo.errors import RunDirectoryError
 from nemo_axpo.metrics_log import MetricsLog, read_metrics
-from nemo_axpo.run_directory import changed_keys, open_run_directory
+from nemo_axpo.run_directory import changed_keys, check_same_run, open_run_directory, remove_run
 
 
 def config_in(path, *overrides):
@@ -54,6 +54,20 @@ def test_a_start_that_logged_nothing_may_be_repeated(tmp_path):
             pass
 
 
+def test_a_start_that_failed_makes_room_for_the_corrected_settings(tmp_path):
+    with pytest.raises(ValueError), open_run_directory(config_in(tmp_path, "seed=1")):
+        raise ValueError
+    with open_run_directory(config_in(tmp_path, "seed=2")) as run:
+        assert load_saved_config(run.config_path).seed == 2
+
+
+def test_a_run_that_failed_later_keeps_its_config(tmp_path):
+    with pytest.raises(ValueError), open_run_directory(config_in(tmp_path, "seed=1")) as run:
+        run.write_evaluation("initial", {})
+        raise ValueError
+    assert "seed: 1 -> 2" in refusal(config_in(tmp_path, "seed=2"))
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_run_is_refused_with_the_key_that_differs(tmp_path, resume):
     start(tmp_path)
@@ -93,6 +107,34 @@ def test_one_process_at_a_time(tmp_path):
         assert "in use by process" in message and "wait for it" in message
     with open_run_directory(config_in(tmp_path)):
         pass
+
+
+def test_checking_without_opening(tmp_path):
+    check_same_run(config_in(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    start(tmp_path / "run")
+    check_same_run(config_in(tmp_path / "run", "train.num_steps=999"))
+    with pytest.raises(RunDirectoryError, match="seed: 0 -> 5"):
+        check_same_run(config_in(tmp_path / "run", "seed=5"))
+
+
+def test_only_a_run_that_nobody_uses_is_removed(tmp_path):
+    remove_run(tmp_path / "nothing")
+    start(tmp_path / "run")
+    in_use = pytest.raises(RunDirectoryError, match="in use by process")
+    with open_run_directory(config_in(tmp_path / "run"), resume=True), in_use:
+        remove_run(tmp_path / "run")
+    remove_run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(RunDirectoryError, match=r"holds thesis.tex"):
+        remove_run(tmp_path / "other")
+
+
+def test_a_place_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "a place where a directory can be made" in refusal(config_in(tmp_path / "file" / "run"))
 
 
 def test_resuming_forgets_later_steps(tmp_path):
