@@ -71,7 +71,7 @@ def test_a_users_directory_uses_the_shipped_groups(tmp_path):
         ("logging.wandb.projekt=x", "did you mean logging.wandb.project?"),
         ("algorithm=aspo", "algorithm must be one of: axpo, grpo; got aspo"),
         ("algorithm.name=aspo", "'grpo', 'axpo'"),
-        ("train.num_steps=0", "train.num_steps: input should be greater than or equal to 1; got 0: the default is 300"),
+        ("train.num_steps=0", "train.num_steps: input should be greater than or equal to 1; got 0: the default is 200"),
         ("train.num_steps=many", "train.num_steps: input should be a valid integer"),
         ("optimizer.lr=nan", "optimizer.lr: input should be"),
         ("algorithm.num_rollouts=1", "algorithm.num_rollouts: input should be greater than or equal to 2; got 1"),

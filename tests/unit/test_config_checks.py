@@ -34,10 +34,10 @@ def test_the_budget_is_exact_at_its_edge():
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["rollout.max_row_tokens=193"], "got 193 > 192"),
-        (["rollout.max_new_tokens=160"], "got 160 >= 160"),
-        (["actor.micro_batch_tokens=100"], "got 100 < 160"),
-        (["actor.num_minibatches=129"], "got 129 > 128"),
+        (["rollout.max_row_tokens=193", "engine.max_model_len=192"], "got 193 > 192"),
+        (["rollout.max_new_tokens=140", "rollout.max_row_tokens=140"], "got 140 >= 140"),
+        (["actor.micro_batch_tokens=100", "rollout.max_row_tokens=140"], "got 100 < 140"),
+        (["actor.num_minibatches=129", "data.num_questions_per_step=16", "algorithm.num_rollouts=8"], "got 129 > 128"),
         (["actor.tensor_parallel=2"], "got 1 ranks, 2 x 1: start 2 ranks"),
     ],
 )
@@ -57,7 +57,7 @@ def test_cuda_without_a_gpu(monkeypatch):
 
 
 def test_all_problems_at_once():
-    assert len(problems_of("rollout.max_row_tokens=193", "actor.tensor_parallel=3")) == 2
+    assert len(problems_of("rollout.max_row_tokens=193", "engine.max_model_len=192", "actor.tensor_parallel=3")) == 2
 
 
 def test_the_policy_must_be_a_checkpoint(tmp_path):
