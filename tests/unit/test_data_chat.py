@@ -165,9 +165,13 @@ def test_earlier_model_turns_may_hold_thinking_and_calls():
 
 def test_a_template_that_drops_images_is_refused():
     blind = THINKING_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "")
-    renderer, store = make_renderer(blind)
-    with pytest.raises(ValueError, match=r"one <\|image_pad\|> per image; got 0 for 1 images: use a chat template"):
-        renderer.prompt(make_question(store))
+    with pytest.raises(ValueError, match=r"as one <\|image_pad\|>; got 0 and 0: use a chat template that renders image"):
+        make_renderer(blind)
+
+
+def test_a_template_that_is_no_jinja_is_refused():
+    with pytest.raises(ValueError, match="must be Jinja that renders; got TemplateSyntaxError"):
+        make_renderer("{% for message in messages %}")
 
 
 @pytest.mark.parametrize(
