@@ -24,13 +24,15 @@ class Panel:
     evaluation: str = ""
     is_rate: bool = True
     """Drawn on a fixed 0–100% axis."""
+    is_tool_rate: bool = False
+    """A rate among tool-using rollouts: left out where there are hardly any."""
 
 
 CURVE_PANELS = (
     Panel("Tool use", "rollout/tool_use", "tool_use"),
     Panel("Accuracy (Pass@1)", "rollout/accuracy", "pass@1"),
     Panel("Pass@4", "", "pass@4"),
-    Panel("All-wrong rate of tool-using rollouts", "rollout/all_wrong_after", "all_wrong"),
+    Panel("All-wrong rate of tool-using rollouts", "rollout/all_wrong_after", "all_wrong", is_tool_rate=True),
 )
 HEALTH_PANELS = (
     Panel("Loss", "update/loss", is_rate=False),
@@ -43,7 +45,8 @@ HEALTH_PANELS = (
     Panel("Seconds per step", "time/step_s", is_rate=False),
 )
 
-TOOL_RATES = ("rollout/all_wrong", "rollout/all_wrong_after")
+Series = tuple[list[int], list[float]]
+"""Steps and values."""
 MIN_TOOL_USE = 0.02
 """Below it a step has a handful of tool calls, and the rate among their questions jumps between 0 and 1."""
 
@@ -106,18 +109,25 @@ def panels_with_data(panels: Sequence[Panel], *, runs: Sequence[RunRecord]) -> t
 
 
 def _has_data(panel: Panel, *, run: RunRecord) -> bool:
-    return bool(_training(run, panel)[0] or (panel.evaluation and run.evaluations(panel.evaluation)[0]))
+    return bool(_training(run, panel)[0] or _evaluations(run, panel)[0])
 
 
-def _training(run: RunRecord, panel: Panel) -> tuple[list[int], list[float]]:
-    """Steps and values of a panel's training metric; rates of tool-using rollouts only where there are some to speak of."""
-    if not panel.training:
-        return [], []
-    steps, values = run.series(panel.training)
-    if panel.training not in TOOL_RATES:
-        return steps, values
-    tool_use = dict(zip(*run.series("rollout/tool_use"), strict=True))
-    kept = [(step, value) for step, value in zip(steps, values, strict=True) if tool_use.get(step, 1.0) >= MIN_TOOL_USE]
+def _training(run: RunRecord, panel: Panel) -> Series:
+    """Steps and values of a panel's training metric."""
+    series = run.series(panel.training) if panel.training else ([], [])
+    return _with_tool_calls(series, tool_use=run.series("rollout/tool_use")) if panel.is_tool_rate else series
+
+
+def _evaluations(run: RunRecord, panel: Panel) -> Series:
+    """Steps and values of a panel's evaluated rate."""
+    series = run.evaluations(panel.evaluation) if panel.evaluation else ([], [])
+    return _with_tool_calls(series, tool_use=run.evaluations("tool_use")) if panel.is_tool_rate else series
+
+
+def _with_tool_calls(series: Series, *, tool_use: Series) -> Series:
+    """The points at which enough rollouts call the tool for a rate among them to mean something."""
+    rates = dict(zip(*tool_use, strict=True))
+    kept = [(step, value) for step, value in zip(*series, strict=True) if rates.get(step, 1.0) >= MIN_TOOL_USE]
     return [step for step, _ in kept], [value for _, value in kept]
 
 
@@ -138,7 +148,7 @@ def _draw_panel(axis: Axes, panel: Panel, *, arms: Sequence[Arm], colours: Mappi
 def _draw_arm(axis: Axes, panel: Panel, *, arm: Arm, colour: str) -> tuple[float, float] | None:
     """Draws training as a line and evaluations as dots; returns the point at which the label belongs."""
     training = [series for run in arm.runs if (series := _training(run, panel))[0]]
-    evaluations = [series for run in arm.runs if panel.evaluation and (series := run.evaluations(panel.evaluation))[0]]
+    evaluations = [series for run in arm.runs if (series := _evaluations(run, panel))[0]]
     dashes = (0, (5, 1.6)) if arm.algorithm == "grpo" and "N=8" not in arm.label and "N=" in arm.label else "solid"
     end = _draw_training(axis, training, colour=colour, dashes=dashes) if training else None
     if evaluations:
@@ -209,5 +219,5 @@ def reading_note(arms: Sequence[Arm], *, panels: Sequence[Panel]) -> str:
     if any(panel.evaluation for panel in panels):
         parts.append("dots: evaluation on held-out questions")
     if any(panel.training == "rollout/all_wrong_after" for panel in panels):
-        parts.append("all-wrong: after resampling; left out where fewer than 2% of rollouts call the tool")
+        parts.append("all-wrong: after resampling; only where 2% of rollouts call the tool")
     return "   ·   ".join(parts)

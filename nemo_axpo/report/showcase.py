@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nemo_axpo.report.runs import RunRecord
 from nemo_axpo.report.tree_records import TreeRecord, read_trees
+
+CANDIDATES = 12
+"""Trees of each run among which the most instructive one is looked for, however many runs there are."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -20,12 +26,16 @@ class RecordedTree:
 
 
 def recorded_trees(runs: Sequence[RunRecord], *, max_trees: int) -> tuple[RecordedTree, ...]:
-    """At most ``max_trees`` trees, an equal share for each run, spread evenly over its recorded steps.
+    """At most ``max_trees`` trees: the most instructive one of all runs, and an equal share for each run over its steps.
 
     A run whose trees hold continuations comes first; inside a step, what :func:`instructiveness` ranks first.
     """
     share = max(1, max_trees // max(1, sum(bool(run.rollout_files) for run in runs)))
-    chosen = [tree for run in runs for tree in _trees_of(run, max_trees=share)]
+    candidates = [_trees_of(run, max_trees=max(share, CANDIDATES)) for run in runs]
+    best = showcase(itertools.chain.from_iterable(candidates))
+    chosen = [tree for trees in candidates for tree in spread_over(trees, count=share)]
+    if best is not None and best not in chosen:
+        chosen.insert(0, best)
     chosen.sort(key=lambda recorded: not _has_resamples(chosen, run_dir=recorded.run_dir))
     return tuple(chosen[:max_trees])
 
@@ -54,13 +64,13 @@ def _trees_of(run: RunRecord, *, max_trees: int) -> list[RecordedTree]:
     return chosen
 
 
-def spread_over(paths: Sequence[Path], *, count: int) -> list[Path]:
+def spread_over(entries: Sequence[_T], *, count: int) -> list[_T]:
     """At most ``count`` entries, first and last among them, evenly between."""
-    if len(paths) <= count:
-        return list(paths)
+    if len(entries) <= count:
+        return list(entries)
     if count == 1:
-        return [paths[-1]]
-    return [paths[round(i * (len(paths) - 1) / (count - 1))] for i in range(count)]
+        return [entries[-1]]
+    return [entries[round(i * (len(entries) - 1) / (count - 1))] for i in range(count)]
 
 
 def _has_resamples(trees: Sequence[RecordedTree], *, run_dir: Path) -> bool:
