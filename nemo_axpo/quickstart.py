@@ -68,6 +68,8 @@ def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str) -> 
     finally:
         console.print("3/3  report")
         _write_report(output_dir, console=console)
+    if smoke:
+        console.print("smoke: every part works; what AXPO learns needs a run without --smoke")
     console.print(f"done in {format_seconds(time.perf_counter() - started)}")
 
 

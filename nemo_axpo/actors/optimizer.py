@@ -6,6 +6,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_axpo.actors import cpu_shim
+
+cpu_shim.install()  # before megatron is imported below
+
+# isort: split
 import megatron.core.optimizer as megatron_optimizer
 import torch
 from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer

@@ -52,9 +52,9 @@ def assert_same_run(run, *, uninterrupted):
 @pytest.mark.parametrize(
     "moment",
     [
+        "before the first checkpoint",
         "between the optimizer steps of step 2",
-        pytest.param("while the checkpoint of step 2 is written", marks=pytest.mark.slow),
-        pytest.param("before the first checkpoint", marks=pytest.mark.slow),
+        "while the checkpoint of step 2 is written",
     ],
 )
 def test_killed_and_resumed(axpo, checkpoint, tmp_path, moment):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from nemo_axpo.data.images import build_image_processor
 from nemo_axpo.data.vocabulary import SpecialTokens
@@ -50,6 +51,7 @@ def save_tiny_checkpoint(path: str | Path, *, tokenizer: Any, vocab_size: int, s
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
         _initialise(model)
+    disable_progress_bar()  # one file of a megabyte
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     tiny_image_processor().save_pretrained(path)
