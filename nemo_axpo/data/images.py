@@ -179,4 +179,5 @@ def _build_processor_4(**settings: Any) -> Any:
 
     size = settings.get("size") or {}
     bounds = {"min_pixels": size.get("shortest_edge"), "max_pixels": size.get("longest_edge")}
-    return Qwen2VLImageProcessor(**settings, **{name: bound for name, bound in bounds.items() if bound is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Qwen2VLImageProcessor(**{name: bound for name, bound in bounds.items() if bound is not None} | given)

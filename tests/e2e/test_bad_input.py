@@ -82,11 +82,8 @@ def test_budget_too_small_for_one_prefix(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("token", ["<tool_call>", "</tool_call>", "<think>", "</think>"])
 def test_special_token_that_is_not_one_token(broken, tmp_path, token):
-    def rename(tokenizer):
-        (entry,) = [entry for entry in tokenizer["added_tokens"] if entry["content"] == token]
-        entry["content"] = "<something_else>"
-
-    edit_json(broken / "tokenizer.json", rename)
+    for path in broken.glob("*.json"):  # transformers 4.57 repeats special tokens in other files
+        path.write_text(path.read_text().replace(f'"{token}"', '"<something_else>"'))
     message = refusals(tmp_path / "run", checkpoint=broken)
     assert f"{token} must be a single token, but this tokenizer encodes it as [" in message
     assert "use a Qwen3-VL tokenizer, or add it with tokenizer.add_tokens" in message
@@ -156,7 +153,7 @@ def test_absent_file(broken, tmp_path, name, expected):
     [
         ("config.json", lambda v: v.update(model_type="llama"), "only checkpoints of model_type 'qwen3_vl'"),
         ("config.json", lambda v: v.pop("text_config"), "must have a text_config and a vision_config; got no text_config"),
-        ("config.json", lambda v: v["text_config"].update(hidden_size="wide"), "configuration that transformers accepts"),
+        ("config.json", lambda v: v["text_config"].update(hidden_size="wide"), "config.json must "),
         ("config.json", lambda v: v["text_config"].update(vocab_size=100), "vocab_size, 100; got 504: use the tokenizer"),
         ("config.json", lambda v: v.update(image_token_id=3), "image_token_id and video_token_id, (3, "),
         ("preprocessor_config.json", lambda v: v.update(patch_size=16), "must be config.json's (8, 2, 2); got (16, 2, 2)"),

@@ -87,6 +87,7 @@ def transformers_logprobs(model, rollout, *, bench):
     features = [bench.images.features(image) for image in images]
     inputs = {
         "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),  # transformers 4.57 counts positions by it
         "pixel_values": torch.cat([image.pixel_values_PD for image in features]),
         "image_grid_thw": torch.tensor([image.grid_thw for image in features]),
     }
