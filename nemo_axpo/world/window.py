@@ -19,7 +19,7 @@ class WarmStartWindow:
     min_tool_accuracy: float = 0.20
     """The upper bound is the run's own direct accuracy."""
     all_wrong: tuple[float, float] = (0.33, 0.62)
-    """Of groups of N = 8; the three bounds above imply 0.44 to 0.60 for independent rollouts."""
+    """Of groups of N = 8; the bounds above imply 0.41 to 0.63 for independent rollouts."""
 
     def bounds(self, rates: Mapping[str, float]) -> dict[str, tuple[float, float]]:
         """Lower and upper bound of every rate, given the measured direct accuracy."""

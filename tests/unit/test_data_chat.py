@@ -29,7 +29,7 @@ def tokenizer_with(template):
 
 
 def make_renderer(template=None, *, store=None, **options):
-    store = store or image_store()
+    store = image_store() if store is None else store
     options = {"tool_schemas": [ImageZoomIn(store).schema], **options}
     return ChatRenderer(tokenizer_with(template), store, **options), store
 
