@@ -76,7 +76,7 @@ def start_all(
     """Every warm start, several at once, one thread each."""
     with ThreadPoolExecutor(max_parallel) as pool:
         futures = {
-            name: pool.submit(warm_start, path, settings=settings[name], num_threads=1)
+            name: pool.submit(warm_start, path, settings=settings[name])
             for name, path in directories.items()
         }
         return {name: future.result() for name, future in futures.items()}

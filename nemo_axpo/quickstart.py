@@ -73,7 +73,7 @@ def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str) -> 
     console.print(f"done in {format_seconds(time.perf_counter() - started)}")
 
 
-def warm_start(output_dir: Path, *, settings: Sequence[str], num_threads: int = 2) -> WarmStart:
+def warm_start(output_dir: Path, *, settings: Sequence[str]) -> WarmStart:
     """Trains and measures the warm start in a process of its own, unless an earlier call has.
 
     RunDirectoryError where the directory holds a warm start of other settings.
@@ -84,7 +84,8 @@ def warm_start(output_dir: Path, *, settings: Sequence[str], num_threads: int = 
         # Without a measurement it did not finish; supervised training is short and starts again.
         remove_run(path)
         command = [sys.executable, "-m", "nemo_axpo.cli", "sft", "--output-dir", str(path), *settings]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
+        # A second thread gains nothing on tensors this small, and on a busy machine the two wait for each other.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if subprocess.run(command, check=False, env=environment).returncode:
             raise RunFailedError("the warm start failed; what it said stands above")
     return WarmStart(path / CHECKPOINT, json.loads((path / MEASURED).read_text()))
