@@ -8,6 +8,7 @@ line.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from pydantic import ValidationError
 from nemo_axpo.config.messages import describe_validation_error, did_you_mean
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
+
+_HYDRA_LOCK = threading.Lock()
+"""Hydra composes in one global state: two threads at once would refuse each other."""
 
 
 def config_directory() -> Path:
@@ -133,7 +137,7 @@ def _compose(directory: Path, *, config_name: str, choices: Sequence[Override]) 
     if directory != config_directory():
         lines.append(f"hydra.searchpath=['file://{config_directory()}']")
     try:
-        with initialize_config_dir(config_dir=str(directory), version_base="1.3"):
+        with _HYDRA_LOCK, initialize_config_dir(config_dir=str(directory), version_base="1.3"):
             composed = compose(config_name=config_name, overrides=lines)
     except (HydraException, OmegaConfBaseException) as error:
         where = f"{directory / config_name}.yaml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from nemo_axpo.config.load import load_config, load_saved_config, save_config
@@ -119,3 +121,9 @@ def test_a_config_cannot_be_edited():
 def test_field_paths_cover_all_choices_of_a_section():
     paths = config_fields()
     assert {"algorithm.num_rollouts", "algorithm.num_continuations", "logging.wandb.enabled"} <= set(paths)
+
+
+def test_threads_may_load_at_the_same_time():
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda seed: load_config([f"seed={seed}"]), range(12)))
+    assert [config.seed for config in loaded] == list(range(12))
