@@ -5,7 +5,6 @@ The runs share nothing but the machine: one thread each, so that two of them fil
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nemo_axpo.config.load import load_config
 from nemo_axpo.errors import RunFailedError
@@ -22,9 +21,10 @@ from nemo_axpo.metrics_log import read_metrics
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.run_directory import check_same_run
 
+TRAIN_COMMAND = (sys.executable, "-m", "nemo_axpo.cli", "train")
 POLL_S = 0.5
 STOP_TIMEOUT_S = 20.0
-"""A run that is asked to stop gets this long before it is killed."""
+"""Runs that are asked to stop get this long, all together, before they are killed."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +66,73 @@ class _Process:
     shown_step: int = field(default=-1)
 
 
-def run_side_by_side(runs: Sequence[PlannedRun], *, max_parallel: int, progress: ProgressDisplay) -> None:
+def run_side_by_side(
+    runs: Sequence[PlannedRun],
+    *,
+    max_parallel: int,
+    progress: ProgressDisplay,
+    command: Sequence[str] = TRAIN_COMMAND,
+) -> None:
     """Runs all of them, ``max_parallel`` at a time, resuming what an earlier start left and skipping what it finished.
 
+    ``command``: what is started for a run, before its options and settings. From the main thread only, which alone
+    receives signals.
+
     ValueError for a directory that holds a run of other settings, before anything starts. RunFailedError names the first
-    run that failed and shows the end of its log; the others are stopped. An interrupt stops all of them; each keeps its
-    last checkpoint.
+    run that failed and shows the end of its log; the others are stopped. An interrupt (Ctrl-C, SIGTERM) stops all of them
+    and raises KeyboardInterrupt; each keeps its last checkpoint. A second interrupt kills those that still run.
     """
     for run in runs:
         run.check()
     waiting = [run for run in runs if not run.is_finished]
     running: list[_Process] = []
-    # Slurm and `kill` send SIGTERM, which would end this process without the block below and orphan the runs.
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        while waiting or running:
-            while waiting and len(running) < max_parallel:
-                running.append(_start(waiting.pop(0), progress=progress))
-            time.sleep(POLL_S)
-            running = [process for process in running if _follow(process, progress=progress)]
-    finally:
-        _stop(running)
-        signal.signal(signal.SIGTERM, previous)
+    with _Interrupts() as interrupts:
+        try:
+            while waiting or running:
+                while waiting and len(running) < max_parallel:
+                    running.append(_start(waiting.pop(0), command=command, progress=progress))
+                time.sleep(POLL_S)
+                interrupts.check()
+                running = [process for process in running if _follow(process, progress=progress)]
+        finally:
+            _stop(running, interrupts=interrupts)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class _Interrupts:
+    """Notes SIGINT and SIGTERM for the length of a block: raised anywhere, they could orphan a run that just started.
+
+    What this process was told to ignore (SIGINT under ``nohup`` or a script's ``&``) it still ignores.
+    """
+
+    count: int = 0
+
+    def __enter__(self) -> Self:
+        numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.count += 1
+
+    def check(self) -> None:
+        """KeyboardInterrupt where a signal has come."""
+        if self.count:
+            raise KeyboardInterrupt
 
 
-def _start(run: PlannedRun, *, progress: ProgressDisplay) -> _Process:
+def _start(run: PlannedRun, *, command: Sequence[str], progress: ProgressDisplay) -> _Process:
     run.output_dir.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "nemo_axpo.cli", "train", "--resume", "--output-dir", str(run.output_dir)]
+    arguments = [*command, "--resume", "--output-dir", str(run.output_dir), *run.settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     progress.start(run.name, total=run.num_steps)
     with run.log_path.open("ab") as log:
         # A session of its own: Ctrl-C reaches this process alone, which then stops its runs one by one.
         popen = subprocess.Popen(
-            [*command, *run.settings], stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            arguments, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     return _Process(run, popen)
 
@@ -120,11 +150,14 @@ def _follow(process: _Process, *, progress: ProgressDisplay) -> bool:
     return is_running
 
 
-def _stop(processes: Sequence[_Process]) -> None:
+def _stop(processes: Sequence[_Process], *, interrupts: _Interrupts) -> None:
+    """Asks all to stop; kills those that have not when the time is over or a further interrupt comes."""
     for process in processes:
         process.popen.terminate()
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.popen.wait(STOP_TIMEOUT_S)
-        if process.popen.poll() is None:
-            process.popen.kill()
+    deadline, count = time.monotonic() + STOP_TIMEOUT_S, interrupts.count
+    while any(process.popen.poll() is None for process in processes):
+        if time.monotonic() > deadline or interrupts.count > count:
+            for process in processes:
+                process.popen.kill()
+                process.popen.wait()
+        time.sleep(min(POLL_S, 0.05))
