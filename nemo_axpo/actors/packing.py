@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PackedRows, RowBlock
-from nemo_axpo.models.qwen3_vl.mrope import position_ids
+from nemo_axpo.models.qwen3_vl.positions import position_ids
 from nemo_axpo.types import ImageId, TrainingSample
 
 _ALIGNMENT = 8

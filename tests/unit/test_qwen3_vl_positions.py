@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny_qwen3_vl import IMAGE, MERGE, VISION_END, VISION_START, tiny_config, tiny_model
 
-from nemo_axpo.models.qwen3_vl.mrope import InterleavedRope, position_ids
+from nemo_axpo.models.qwen3_vl.mrope import InterleavedRope
+from nemo_axpo.models.qwen3_vl.positions import position_ids
 
 
 def test_hand_computed_row():

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import Qwen3VLConfig
 
-from nemo_axpo.engines.hf.mrope import image_runs, num_image_tokens, rope_positions
 from nemo_axpo.engines.hf.prefix_index import chain_hashes
 from nemo_axpo.engines.hf.rows import CacheRow
 from nemo_axpo.engines.hf.sampling import uniform_noise
+from nemo_axpo.models.qwen3_vl.positions import image_runs, num_image_tokens, row_positions
 from nemo_axpo.types import Completion, GenerationRequest, ImageId, SamplingParams
 
 
@@ -85,8 +85,10 @@ class RequestReader:
         self._check_tokens(ids_P, sampling=request.sampling)
         runs = image_runs(ids_P, image_token_id=self._image_token_id)
         images = self._place(request.prompt.image_ids, runs)
-        positions_3P, next_position = rope_positions(
-            len(tokens), runs=runs, grids=[image.features.grid_thw for image in images], merge_size=self._merge_size
+        positions_3P, next_position = row_positions(
+            ids_P == self._image_token_id,
+            grids=[tuple(image.features.grid_thw) for image in images],
+            merge_size=self._merge_size,
         )
         keys = self._keys(tokens, images)
         return ActiveRequest(

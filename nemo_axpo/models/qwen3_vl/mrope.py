@@ -1,49 +1,9 @@
-"""Interleaved multimodal rotary positions: text advances all three axes together, an image spreads over its grid.
-
-Source: transformers ``Qwen3VLModel.get_rope_index`` (stills only), ``Qwen3VLTextRotaryEmbedding``; tests compare.
-"""
+"""The interleaved multimodal rotary embedding. Source: transformers ``Qwen3VLTextRotaryEmbedding``; tests compare."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor
-
-GridTHW = tuple[int, int, int]
-
-
-def position_ids(is_image_BS: np.ndarray, *, grids: Sequence[GridTHW], merge_size: int) -> np.ndarray:
-    """Positions int64 ``[3, B, S]`` of rows padded on the right; ``grids`` lists the images row by row, in order.
-
-    An image of h × w merged patches that begins at position p holds (p, p + row, p + column); the text after it goes on
-    at p + max(h, w). The placeholders of the images must be exactly the True entries of ``is_image_BS``.
-    """
-    advance_BS = np.ones(is_image_BS.shape, dtype=np.int64)
-    offsets_3BS = np.zeros((3, *is_image_BS.shape), dtype=np.int64)
-    if grids:
-        offsets_3P, advance_P = _image_offsets(tuple(grids), merge_size=merge_size)
-        advance_BS[is_image_BS] = advance_P
-        offsets_3BS[:, is_image_BS] = offsets_3P
-    # A position is the sum of the advances before it: within an image all are 0 but the last.
-    return offsets_3BS + (np.cumsum(advance_BS, axis=1) - advance_BS)
-
-
-def _image_offsets(grids: tuple[GridTHW, ...], *, merge_size: int) -> tuple[np.ndarray, np.ndarray]:
-    parts = [_grid_offsets(grid, merge_size=merge_size) for grid in grids]
-    return np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
-
-
-@functools.lru_cache(maxsize=1024)
-def _grid_offsets(grid: GridTHW, *, merge_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(time, row, column) ``[3, n]`` of one image's tokens relative to its start, and how far each advances ``[n]``."""
-    rows, columns = grid[1] // merge_size, grid[2] // merge_size
-    row_n, column_n = np.divmod(np.arange(rows * columns), columns)
-    advance_n = np.zeros(rows * columns, dtype=np.int64)
-    advance_n[-1] = max(rows, columns)
-    return np.stack([np.zeros_like(row_n), row_n, column_n]), advance_n
 
 
 class InterleavedRope(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Rotary positions of rows with images: hand-computed, and equal to transformers on random layouts."""
+"""Rotary positions of one row and of what follows it: hand-computed, and equal to transformers on random layouts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
-from nemo_axpo.engines.hf.mrope import image_runs, rope_positions
+from nemo_axpo.models.qwen3_vl.positions import image_runs, row_positions
 
 IMAGE, START, END = 50, 51, 52
 MERGE = 2
@@ -20,7 +20,7 @@ def test_hand_computed_row():
     # 7 8 [2 × 3 merged patches] 9: the image begins at position 2, spans max(2, 3) = 3 positions, text goes on at 5
     ids = np.array([7, 8, *[IMAGE] * 6, 9])
     runs = image_runs(ids, image_token_id=IMAGE)
-    positions, following = rope_positions(len(ids), runs=runs, grids=[(1, 4, 6)], merge_size=MERGE)
+    positions, following = row_positions(ids == IMAGE, grids=[(1, 4, 6)], merge_size=MERGE)
     assert runs == [(2, 8)]
     assert positions.tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5],
@@ -61,7 +61,6 @@ def test_equals_transformers_on_random_layouts(hf_model, seed):
     if "mm_token_type_ids" in inspect.signature(hf_model.get_rope_index).parameters:
         inputs["mm_token_type_ids"] = (ids == IMAGE).int()
     expected, shift = hf_model.get_rope_index(ids, **inputs)
-    runs = image_runs(np.array(row), image_token_id=IMAGE)
-    positions, following = rope_positions(len(row), runs=runs, grids=grids, merge_size=MERGE)
+    positions, following = row_positions(np.array(row) == IMAGE, grids=grids, merge_size=MERGE)
     assert positions.tolist() == expected[:, 0].tolist()
     assert following == len(row) + int(shift)
