@@ -18,7 +18,9 @@ from nemo_axpo.config.checks import algorithm_arguments
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
+from nemo_axpo.data.minibatches import RowCost
 from nemo_axpo.data.vocabulary import banned_token_ids, load_tokenizer
+from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.losses.policy_loss import PolicyLoss
@@ -37,6 +39,7 @@ from nemo_axpo.world.scene import SceneStyle
 
 if TYPE_CHECKING:
     from nemo_axpo.actors.actor import Actor
+    from nemo_axpo.actors.megatron_setup import ParallelLayout
     from nemo_axpo.actors.optimizer import AdamSettings
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -136,7 +139,6 @@ def build_actor(
 ) -> Actor:
     """The policy on megatron-core with the checkpoint's weights; its reference policy is those same weights."""
     from nemo_axpo.actors.actor import Actor
-    from nemo_axpo.actors.megatron_setup import ParallelLayout
 
     section = config.actor
     return Actor(
@@ -145,12 +147,37 @@ def build_actor(
         banned_token_ids=bench.banned_token_ids,
         optimizer=optimizer,
         micro_batch_tokens=section.micro_batch_tokens,
-        layout=ParallelLayout(section.tensor_parallel, section.pipeline_parallel),
+        layout=parallel_layout(config),
         device=config.device,
         dtype=DTYPES[section.dtype],
         seed=seed,
         keep_reference=keep_reference,
     )
+
+
+def build_replicas(config: Config) -> Replicas:
+    """This rank's place in the job; under ``torchrun`` it joins the process group and megatron's groups."""
+    from nemo_axpo.actors import megatron_setup
+
+    megatron_setup.initialize(parallel_layout(config), device=torch.device(config.device), seed=config.seed)
+    ranks = megatron_setup.replica_ranks()
+    if sum(map(len, ranks)) == 1:
+        return OneProcess()
+    from nemo_axpo.distributed.process_replicas import ProcessReplicas
+
+    return ProcessReplicas(ranks)
+
+
+def build_row_cost(*, bench: Workbench) -> RowCost:
+    """What a row costs the actor, relative to others; replicas are balanced by it."""
+    return lambda sample: float(len(sample.token_ids))
+
+
+def parallel_layout(config: Config) -> ParallelLayout:
+    """How ranks share one model."""
+    from nemo_axpo.actors.megatron_setup import ParallelLayout
+
+    return ParallelLayout(config.actor.tensor_parallel, config.actor.pipeline_parallel)
 
 
 def policy_optimizer(config: Config) -> AdamSettings:

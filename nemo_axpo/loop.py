@@ -8,11 +8,14 @@
 GRPO runs the same stages with a plan that is always empty. The data position is the step itself: step s asks questions
 s·B to (s+1)·B of the stream, and every seed is derived from (run seed, step, question, rollout, branch, turn), so a
 resumed run needs nothing but the step to ask and sample what an uninterrupted one would have.
+
+Every rank of a job runs this loop. The leader of replica d of D samples questions d, d + D, … of the step; the scores of
+all are gathered, so that every rank computes the same plan, credits and mini-batches; then rows move to the replica that
+trains them.
 """
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +25,12 @@ from nemo_axpo.algorithms.base import Algorithm
 from nemo_axpo.algorithms.confidence import resample_scores, rollout_scores
 from nemo_axpo.algorithms.metrics import rollout_metrics
 from nemo_axpo.data.images import ImageStore
-from nemo_axpo.data.samples import build_samples, cut_prefix, drop_without_advantage
+from nemo_axpo.data.minibatches import PlannedMinibatch, RowCost, RowInfo, plan_minibatches, row_info
+from nemo_axpo.data.samples import build_samples, cut_prefix
+from nemo_axpo.distributed.replicas import OneProcess, Replicas
+from nemo_axpo.distributed.weight_sync import sync_weights
 from nemo_axpo.engines.base import Engine
-from nemo_axpo.rollouts.metrics import num_sampled_tokens, rollout_cost
+from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.types import (
@@ -39,6 +45,8 @@ from nemo_axpo.types import (
     TrainingSample,
     group_rollouts,
 )
+
+_ONE_PROCESS = OneProcess()
 
 
 class QuestionSource(Protocol):
@@ -67,17 +75,21 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step sampled."""
+    """What one step sampled: the rows of this replica, the scalars of all replicas."""
 
     groups: tuple[RolloutGroup, ...]
+    """Of this replica; none on ranks that do not sample."""
     scores: tuple[RolloutScore, ...]
+    """Of the whole step, as everything below but ``continuations``."""
     plan: ResamplePlan
     continuations: tuple[Rollout, ...]
+    """Of this replica: a prefix is continued where it was sampled, by the engine that still holds its cache."""
     resamples: tuple[ResampleScore, ...]
+    costs: tuple[RowCosts, ...]
 
     @property
     def rows(self) -> tuple[Rollout, ...]:
-        """Every row of the step: ordinary rollouts, then continuations."""
+        """Every row of this replica: ordinary rollouts, then continuations."""
         return tuple(rollout for group in self.groups for rollout in group.rollouts) + self.continuations
 
 
@@ -89,6 +101,7 @@ class Step:
     experience: Experience
     credits: tuple[Credit, ...]
     samples: tuple[TrainingSample, ...]
+    """Of the rows sampled by this replica, wherever they are trained."""
     metrics: dict[str, float | None]
 
 
@@ -118,14 +131,19 @@ class TrainingLoop:
         algorithm: Algorithm,
         loss: Any,
         actor: Actor,
-        engine: Engine,
-        producer: Producer,
+        engine: Engine | None,
+        producer: Producer | None,
         questions: QuestionSource,
         image_store: ImageStore,
         settings: LoopSettings,
+        row_cost: RowCost,
+        replicas: Replicas = _ONE_PROCESS,
     ) -> None:
+        """``engine`` and ``producer``: None on ranks that do not sample. ``row_cost``: what balances the replicas."""
+        assert (engine is not None) == (producer is not None) == replicas.is_leader, "leaders sample, and no other rank"
         self._algorithm, self._loss, self._actor, self._engine = algorithm, loss, actor, engine
         self._producer, self._questions, self._images, self._settings = producer, questions, image_store, settings
+        self._row_cost, self._replicas = row_cost, replicas
 
     async def step(self, index: int) -> Step:
         """Explore, give credit, update, sync. The images of the step stay stored until the next one begins."""
@@ -138,31 +156,54 @@ class TrainingLoop:
         clock.lap("update_s")
         self.sync()
         clock.lap("sync_s")
-        metrics = {**experience_metrics(experience), **update, **clock.times()}
+        sent = {f"sent/{name}_bytes": float(count) for name, count in self._replicas.take_num_bytes().items() if count}
+        metrics = {**experience_metrics(experience), **update, **sent, **clock.times()}
         return Step(index, experience, credits, samples, metrics)
 
     async def explore(self, index: int) -> Experience:
         """Rollouts of the step's questions and the continuations the algorithm asks for."""
-        size, seed = self._settings.num_questions, derive_seed("step", self._settings.seed, index)
-        questions = self._questions.take(index * size, size)
-        rollouts = await self._producer.run_rollouts(questions, num_rollouts=self._algorithm.num_rollouts, seed=seed)
-        groups = group_rollouts(questions, rollouts)
-        scores = rollout_scores(rollouts)
+        seed = derive_seed("step", self._settings.seed, index)
+        questions = self._questions_of(index)
+        rollouts = await self._roll_out(questions, seed=seed)
+        scores = self._replicas.gather(rollout_scores(rollouts), kind=RolloutScore)
         plan = self._algorithm.plan(scores)
+        continuations = await self._continue(rollouts, plan=plan, questions=questions, seed=seed)
+        resamples = self._replicas.gather(resample_scores(continuations), kind=ResampleScore)
+        costs = self._replicas.gather([row_costs(row) for row in (*rollouts, *continuations)], kind=RowCosts)
+        return Experience(group_rollouts(questions, rollouts), scores, plan, continuations, resamples, costs)
+
+    def _questions_of(self, index: int) -> Sequence[Question]:
+        """The questions of step ``index`` that this rank samples."""
+        if not self._replicas.is_leader:
+            return ()
+        size = self._settings.num_questions
+        return self._questions.take(index * size, size)[self._replicas.index :: self._replicas.count]
+
+    async def _roll_out(self, questions: Sequence[Question], *, seed: int) -> tuple[Rollout, ...]:
+        if self._producer is None:
+            return ()
+        return await self._producer.run_rollouts(questions, num_rollouts=self._algorithm.num_rollouts, seed=seed)
+
+    async def _continue(
+        self, rollouts: Sequence[Rollout], *, plan: ResamplePlan, questions: Sequence[Question], seed: int
+    ) -> tuple[Rollout, ...]:
+        """Continuations of the plan's sources that this rank sampled."""
         by_id = {rollout.rollout_id: rollout for rollout in rollouts}
-        prefixes = [cut_prefix(by_id[source.rollout_id], confidence=source.confidence) for source in plan.sources]
-        continuations = await self._producer.resample(
+        here = [source for source in plan.sources if source.rollout_id in by_id]
+        prefixes = [cut_prefix(by_id[source.rollout_id], confidence=source.confidence) for source in here]
+        if self._producer is None:
+            return ()
+        return await self._producer.resample(
             prefixes, questions=questions, num_continuations=plan.num_continuations, seed=seed
         )
-        return Experience(groups, scores, plan, continuations, resample_scores(continuations))
 
     def give_credit(self, experience: Experience) -> tuple[tuple[Credit, ...], tuple[TrainingSample, ...]]:
-        """Exactly one advantage per row, and the rows as samples."""
+        """Exactly one advantage per row of the step, and this replica's rows as samples."""
         credits = self._algorithm.credit(experience.scores, experience.plan, experience.resamples)
         return credits, build_samples(experience.rows, credits, temperature=self._settings.temperature)
 
     def update(self, samples: Sequence[TrainingSample], *, index: int) -> dict[str, float]:
-        """The step's optimizer steps, each on the rows of other questions.
+        """The step's optimizer steps, each on the rows of other questions. ``samples``: the rows this replica sampled.
 
         At the first one old and current policy are the same, so only the rows of the later ones are scored beforehand.
         """
@@ -177,23 +218,30 @@ class TrainingLoop:
         return minibatch_metrics([result for result in results if "update/loss" in result])
 
     def _minibatches(self, samples: Sequence[TrainingSample], *, index: int) -> list[TrainBatch]:
-        """Cuts by question, in an order drawn from the seed, so that rows which share a prompt stay together.
+        """This replica's share of every mini-batch of the step.
 
-        Without a KL term rows of advantage 0 have no gradient: they are counted but not computed.
+        Whole questions, so that rows which share a prompt stay together. Without a KL term rows of advantage 0 have no
+        gradient: they are counted but not computed.
         """
-        rows: dict[str, list[TrainingSample]] = {}
-        for sample in samples:
-            rows.setdefault(sample.question_id, []).append(sample)
-        questions = sorted(rows)
-        random.Random(derive_seed("minibatches", self._settings.seed, index)).shuffle(questions)
-        count = self._settings.num_minibatches
-        planned = self._settings.num_questions * self._algorithm.num_rollouts // count
-        batches = []
-        for start in range(count):
-            part = tuple(sample for question in questions[start::count] for sample in rows[question])
-            batch = TrainBatch(part, num_planned_rollouts=planned)
-            batches.append(batch if self._loss.needs_reference else drop_without_advantage(batch))
-        return batches
+        rows = self._replicas.gather([row_info(sample, cost=self._row_cost) for sample in samples], kind=RowInfo)
+        planned = plan_minibatches(
+            rows,
+            num_minibatches=self._settings.num_minibatches,
+            num_replicas=self._replicas.count,
+            seed=derive_seed("minibatches", self._settings.seed, index),
+            drops_without_advantage=not self._loss.needs_reference,
+        )
+        replica_of = {row: replica for minibatch in planned for row, replica in minibatch.replica_of.items()}
+        moved = self._replicas.move(samples, replica_of=replica_of, image_store=self._images)
+        by_id = {sample.rollout_id: sample for sample in moved}
+        return [self._batch(minibatch, samples=by_id) for minibatch in planned]
+
+    def _batch(self, minibatch: PlannedMinibatch, *, samples: Mapping[str, TrainingSample]) -> TrainBatch:
+        own = tuple(samples[rollout_id] for rollout_id in minibatch.rows_of(self._replicas.index))
+        planned = self._settings.num_questions * self._algorithm.num_rollouts // self._settings.num_minibatches
+        # What replicas count is added up: one of them speaks for the rows that nobody computes.
+        num_dropped = minibatch.num_dropped_tokens if self._replicas.index == 0 else 0
+        return TrainBatch(own, num_planned_rollouts=planned, num_dropped_tokens=num_dropped)
 
     def learning_rate(self, num_done: int) -> float:
         """Constant after a linear warm-up; ``num_done``: optimizer steps taken so far."""
@@ -201,14 +249,14 @@ class TrainingLoop:
 
     def sync(self) -> None:
         """Brings the actor's weights to the engine; from here on it samples the new policy."""
-        self._engine.load_weights(self._actor.hf_tensors(), policy_version=self._actor.policy_version)
+        sync_weights(self._actor, self._engine)
 
 
 def experience_metrics(experience: Experience) -> dict[str, float | None]:
     """Rates and costs of what was sampled, under the names of metrics.jsonl."""
     rates = asdict(rollout_metrics(experience.scores, resamples=experience.resamples))
-    cost = rollout_cost(experience.rows)
-    sampled = float(sum(num_sampled_tokens(rollout) for rollout in experience.rows))
+    cost = mean_costs(experience.costs)
+    sampled = float(sum(row.tokens for row in experience.costs))
     costs = {"tokens": sampled, "turns": cost.turns, "truncated": cost.truncated}
     return {f"rollout/{name}": value for name, value in {**rates, **costs}.items()}
 

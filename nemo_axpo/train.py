@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import resource
-import sys
-from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo import assembly
 from nemo_axpo.checkpoint_store import CheckpointStore
 from nemo_axpo.config.schema import Config
+from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
+from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy
 from nemo_axpo.loop import LoopSettings, Step, TrainingLoop
-from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
+from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.report.recorder import record_trees
 from nemo_axpo.report.tree_records import choose_groups, tree_record
-from nemo_axpo.run_directory import RunDirectory, open_run_directory
+from nemo_axpo.run_directory import RunDirectory
+
+_ONE_PROCESS = OneProcess()
 
 MAX_RECORDED_GROUPS = 4
 """Trees written at a recorded step: enough to browse, small on disk."""
 
 
 def run_training(config: Config, *, resume: bool = False) -> None:
-    """Trains ``config.model.path`` by reinforcement learning in ``config.output_dir``.
+    """Trains ``config.model.path`` by reinforcement learning in ``config.output_dir``; every rank of a job calls it.
 
     Raises ValueError (one of its kinds in ``nemo_axpo.errors``) for anything the user can cure.
     """
-    with open_run_directory(config, resume=resume) as run, ProgressDisplay() as progress:
-        trainer = Trainer(config, run=run, progress=progress)
+    replicas = assembly.build_replicas(config)
+    with join_run(config, replicas=replicas, resume=resume) as (run, progress):
+        trainer = Trainer(config, run=run, progress=progress, replicas=replicas)
         asyncio.run(trainer.run(resume=resume))
 
 
 class Trainer:
     """The parts of one run, and the order in which steps, evaluations, records and checkpoints happen."""
 
-    def __init__(self, config: Config, *, run: RunDirectory, progress: ProgressDisplay) -> None:
-        self._config, self._run, self._progress = config, run, progress
+    def __init__(
+        self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas = _ONE_PROCESS
+    ) -> None:
+        self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         self._bench = bench = assembly.build_workbench(config, checkpoint=config.model.path)
         self._checkpoints = CheckpointStore(run.checkpoints_path, keep=config.train.keep_checkpoints)
         loss = assembly.build_loss(config)
@@ -49,13 +53,14 @@ class Trainer:
             keep_reference=loss.needs_reference,
             seed=config.seed,
         )
-        self._engine = assembly.build_engine(config, bench=bench)
+        self._engine = assembly.build_engine(config, bench=bench) if replicas.is_leader else None
         self._loop = TrainingLoop(
             algorithm=assembly.build_algorithm(config),
             loss=loss,
             actor=self._actor,
             engine=self._engine,
-            producer=assembly.build_producer(
+            producer=self._engine
+            and assembly.build_producer(
                 config, bench=bench, engine=self._engine, temperature=config.rollout.temperature
             ),
             questions=assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images),
@@ -68,43 +73,53 @@ class Trainer:
                 warmup_steps=config.optimizer.warmup_steps,
                 lr=config.optimizer.lr,
             ),
+            row_cost=assembly.build_row_cost(bench=bench),
+            replicas=replicas,
         )
 
     async def run(self, *, resume: bool) -> None:
         """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy."""
         done = self._restore() if resume else 0
-        self._run.forget_after(done)
+        if self._replicas.is_main:
+            self._run.forget_after(done)
         self._loop.sync()
         try:
             await self._check_verifiers()
             if done == 0:
-                self._run.write_evaluation("initial", (await self._evaluate()).as_dict())
-            with self._metrics_log(done) as log:
+                await self._write_evaluation("initial")
+            with open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log:
                 await self._steps(done, log=log)
-            self._run.write_evaluation("final", (await self._evaluate()).as_dict())
-            self._actor.save_hf(self._run.path / "hf")
+            await self._write_evaluation("final")
+            save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
-            await self._engine.close()
+            if self._engine is not None:
+                await self._engine.close()
 
-    async def _steps(self, done: int, *, log: MetricsLog) -> None:
+    async def _steps(self, done: int, *, log: MetricsLog | None) -> None:
         train = self._config.train
         name = self._run.path.name
         self._progress.start(name, total=train.num_steps, done=done)
         for index in range(done, train.num_steps):
             step, number = await self._loop.step(index), index + 1
-            if train.record_every and number % train.record_every == 0:
+            if train.record_every and number % train.record_every == 0 and self._replicas.is_main:
                 self._record(step, number=number)
-            metrics: dict[str, Any] = {**step.metrics, "memory/peak_gib": peak_memory_gib()}
+            metrics: dict[str, Any] = {**step.metrics, "memory/peak_gib": peak_memory_gib(self._replicas)}
             if train.eval_every and number % train.eval_every == 0 and number < train.num_steps:
                 metrics |= {f"eval/{key}": value for key, value in (await self._evaluate()).metrics().items()}
-            log.log(number, metrics)
+            if log:
+                log.log(number, metrics)
             self._progress.update(name, step=number, metrics=metrics)
             if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 self._save(number)
 
     async def _evaluate(self) -> EvalResult:
         """The held-out questions, the same in every run."""
-        return await evaluate_held_out(self._config, bench=self._bench, engine=self._engine)
+        return await evaluate_held_out(self._config, bench=self._bench, engine=self._engine, replicas=self._replicas)
+
+    async def _write_evaluation(self, phase: str) -> None:
+        result = await self._evaluate()
+        if self._replicas.is_main:
+            self._run.write_evaluation(phase, result.as_dict())
 
     async def _check_verifiers(self) -> None:
         """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
@@ -144,23 +159,3 @@ class Trainer:
         checkpoint = self._checkpoints.load()
         self._actor.load_state_dict(checkpoint.tensors, checkpoint.state)
         return checkpoint.step
-
-    def _metrics_log(self, done: int) -> MetricsLog:
-        return MetricsLog(self._run.metrics_path, sinks=metrics_sinks(self._config, run=self._run, last_step=done))
-
-
-def metrics_sinks(config: Config, *, run: RunDirectory, last_step: int) -> list[MetricsSink]:
-    """TensorBoard and W&B as the config asks."""
-    sinks: list[MetricsSink] = []
-    if config.logging.tensorboard:
-        sinks.append(TensorBoardSink(run.tensorboard_path, last_step=last_step))
-    if config.logging.wandb.enabled:
-        settings: Mapping[str, Any] = config.model_dump(mode="json")
-        sinks.append(WandbSink(run.path, project=config.logging.wandb.project, config=settings))
-    return sinks
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

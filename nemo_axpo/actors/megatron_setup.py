@@ -49,6 +49,26 @@ def initialize(layout: ParallelLayout, *, device: torch.device, seed: int) -> No
     _seed_generators(seed)
 
 
+def replica_ranks() -> list[list[int]]:
+    """Global ranks of every data-parallel replica, its first tensor-parallel rank of the first stage in front.
+
+    Every rank calls it, after :func:`initialize`.
+    """
+    place = [
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_rank(),
+    ]
+    if dist.get_world_size() == 1:
+        return [[0]]
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    places = torch.empty(dist.get_world_size(), len(place), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(places, torch.tensor([place], device=device))
+    ranks = sorted(range(len(places)), key=lambda rank: places[rank].tolist())
+    size = len(ranks) // parallel_state.get_data_parallel_world_size()
+    return [ranks[start : start + size] for start in range(0, len(ranks), size)]
+
+
 def shutdown() -> None:
     """Destroys megatron's groups and the process group, as the end of a job or of a test does."""
     if parallel_state.model_parallel_is_initialized():

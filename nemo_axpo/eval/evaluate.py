@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nemo_axpo.algorithms.confidence import rollout_scores
 from nemo_axpo.algorithms.metrics import rollout_metrics
+from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.eval.pass_at_k import any_of, pass_at_k
-from nemo_axpo.rollouts.metrics import rollout_cost
+from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer
-from nemo_axpo.types import Question, RolloutGroup, group_rollouts
+from nemo_axpo.types import Question, RolloutGroup, RolloutScore, group_rollouts
+
+_ONE_PROCESS = OneProcess()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is kept of one evaluated rollout besides its score and cost."""
+
+    rollout_id: str
+    position: int
+    """Of its question among those asked."""
+    text: str | None
 
 
 @dataclass(frozen=True)
@@ -67,31 +80,49 @@ class EvalResult:
 
 
 async def evaluate(
-    producer: Producer,
+    producer: Producer | None,
     questions: Sequence[Question],
     *,
     num_rollouts: int,
     seed: int,
     k: int | None = None,
     on_finished: Callable[[], None] | None = None,
+    replicas: Replicas = _ONE_PROCESS,
 ) -> EvalResult:
-    """Runs n rollouts per question at once; ``on_finished`` is called after every one of them.
+    """Runs n rollouts per question at once; ``on_finished`` is called after every one of this rank.
 
-    ``k`` defaults to n (any of n); ValueError for k outside 1 … n.
+    Replicas share the questions; the result is that of all of them, on every rank. ``producer`` is None on ranks that
+    do not sample. ``k`` defaults to n (any of n); ValueError for k outside 1 … n.
     """
     k = num_rollouts if k is None else k
     if not 1 <= k <= num_rollouts:
         raise ValueError(f"k must be between 1 and num_rollouts ({num_rollouts}), got {k}: draw more rollouts")
-    rollouts = await producer.run_rollouts(questions, num_rollouts=num_rollouts, seed=seed, on_finished=on_finished)
-    return summarize(group_rollouts(questions, rollouts), k=k)
+    own, groups = questions[replicas.index :: replicas.count], ()
+    if producer is not None:
+        rollouts = await producer.run_rollouts(own, num_rollouts=num_rollouts, seed=seed, on_finished=on_finished)
+        groups = group_rollouts(own, rollouts)
+    positions = {question.question_id: position for position, question in enumerate(questions)}
+    return summarize(groups, k=k, positions=positions, replicas=replicas)
 
 
-def summarize(groups: Sequence[RolloutGroup], *, k: int) -> EvalResult:
-    """Reduces rewarded groups to the result; groups without a rollout are left out."""
-    groups = [group for group in groups if group.rollouts]
+def summarize(
+    groups: Sequence[RolloutGroup],
+    *,
+    k: int,
+    positions: Mapping[str, int] | None = None,
+    replicas: Replicas = _ONE_PROCESS,
+) -> EvalResult:
+    """Reduces the rewarded groups of all replicas to the result; groups without a rollout are left out.
+
+    ``positions``: order of the questions in the result, by id; default: as ``groups``, for one process.
+    """
+    positions = positions or {group.question.question_id: number for number, group in enumerate(groups)}
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    questions = tuple(_question_result(group) for group in groups)
-    rates, cost = rollout_metrics(rollout_scores(rollouts)), rollout_cost(rollouts)
+    own = [Answer(row.rollout_id, positions[row.question_id], row.answer) for row in rollouts]
+    scores = replicas.gather(rollout_scores(rollouts), kind=RolloutScore)
+    answers = replicas.gather(own, kind=Answer)
+    cost = mean_costs(replicas.gather([row_costs(row) for row in rollouts], kind=RowCosts))
+    questions, rates = _question_results(scores, answers), rollout_metrics(scores)
     return EvalResult(
         k=k,
         pass_at_1=_mean([_pass_at_k(question.rewards, k=1) for question in questions]),
@@ -102,7 +133,7 @@ def summarize(groups: Sequence[RolloutGroup], *, k: int) -> EvalResult:
         all_wrong=rates.all_wrong,
         tokens=cost.tokens,
         truncated=cost.truncated,
-        num_rollouts=len(rollouts),
+        num_rollouts=len(scores),
         questions=questions,
     )
 
@@ -118,10 +149,18 @@ def _pass_at_k(rewards: Sequence[float], *, k: int) -> float:
     return pass_at_k(len(rewards), sum(reward > 0 for reward in rewards), k=k)
 
 
-def _question_result(group: RolloutGroup) -> QuestionResult:
-    return QuestionResult(
-        group.question.question_id,
-        tuple(rollout.reward for rollout in group.rollouts),
-        tuple(rollout.uses_tool for rollout in group.rollouts),
-        tuple(rollout.answer for rollout in group.rollouts),
+def _question_results(scores: Sequence[RolloutScore], answers: Sequence[Answer]) -> tuple[QuestionResult, ...]:
+    """Questions in the order in which they were asked; ``answers`` belong to ``scores`` one by one."""
+    rows: dict[int, list[tuple[RolloutScore, str | None]]] = {}
+    for score, answer in zip(scores, answers, strict=True):
+        assert score.rollout_id == answer.rollout_id, "every rank tells scores and answers in the same order"
+        rows.setdefault(answer.position, []).append((score, answer.text))
+    return tuple(
+        QuestionResult(
+            group[0][0].question_id,
+            tuple(score.reward for score, _ in group),
+            tuple(score.uses_tool for score, _ in group),
+            tuple(text for _, text in group),
+        )
+        for _, group in sorted(rows.items())
     )

@@ -22,14 +22,31 @@ class RolloutCost:
     """Rollouts that a limit ended before they answered ÷ rollouts."""
 
 
-def rollout_cost(rollouts: Sequence[Rollout]) -> RolloutCost:
-    """Cost of ordinary rollouts, continuations, or both."""
-    if not rollouts:
+@dataclass(frozen=True)
+class RowCosts:
+    """Cost of one rollout, as ranks tell each other."""
+
+    tokens: int
+    """Tokens the engine sampled for it."""
+    turns: int
+    """Model segments."""
+    truncated: bool
+    """Whether a limit ended it."""
+
+
+def row_costs(rollout: Rollout) -> RowCosts:
+    """Cost of an ordinary rollout or a continuation."""
+    return RowCosts(num_sampled_tokens(rollout), len(rollout.turns), rollout.status in _TRUNCATED)
+
+
+def mean_costs(rows: Sequence[RowCosts]) -> RolloutCost:
+    """Means over ordinary rollouts, continuations, or both."""
+    if not rows:
         return RolloutCost(tokens=None, turns=None, truncated=None)
     return RolloutCost(
-        tokens=sum(num_sampled_tokens(rollout) for rollout in rollouts) / len(rollouts),
-        turns=sum(len(rollout.turns) for rollout in rollouts) / len(rollouts),
-        truncated=sum(rollout.status in _TRUNCATED for rollout in rollouts) / len(rollouts),
+        tokens=sum(row.tokens for row in rows) / len(rows),
+        turns=sum(row.turns for row in rows) / len(rows),
+        truncated=sum(row.truncated for row in rows) / len(rows),
     )
 
 

@@ -127,6 +127,7 @@ def make_loop(algorithm=None, *, kl_coef=1e-3, mastered=(), **settings):
         producer=Producer(log, mastered),
         questions=Questions(log),
         image_store=Images(log),
+        row_cost=lambda sample: float(len(sample.token_ids)),
         settings=LoopSettings(
             **{"seed": 0, "num_questions": algorithm.num_questions, "temperature": 0.8, "lr": 0.1} | settings
         ),

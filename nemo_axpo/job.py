@@ -1,0 +1,91 @@
+"""What the ranks of a training command do together: one of them claims the run directory, speaks and writes.
+
+The others read the same directory and are silent; every rank takes part where weights are put together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_axpo.config.schema import Config
+from nemo_axpo.distributed.replicas import Replicas
+from nemo_axpo.distributed.weight_sync import take_part
+from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
+from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.run_directory import RunDirectory, open_run_directory
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Largest resident size of a rank so far."""
+
+    gib: float
+
+
+@contextlib.contextmanager
+def join_run(
+    config: Config, *, replicas: Replicas, resume: bool = False
+) -> Iterator[tuple[RunDirectory, ProgressDisplay]]:
+    """The run directory and the display of this rank, for as long as the block lasts.
+
+    The main rank claims the directory (errors of :func:`open_run_directory`) before another one looks into it.
+    """
+    if replicas.is_main:
+        with open_run_directory(config, resume=resume) as run, ProgressDisplay() as progress:
+            wait_for_all(replicas)
+            yield run, progress
+    else:
+        wait_for_all(replicas)
+        with ProgressDisplay(console=Console(file=io.StringIO())) as progress:
+            yield RunDirectory(Path(config.output_dir)), progress
+
+
+def open_metrics_log(
+    config: Config, *, run: RunDirectory, replicas: Replicas, last_step: int = 0
+) -> contextlib.AbstractContextManager[MetricsLog | None]:
+    """The metrics of the run, with the sinks that the config asks for; None on all ranks but the main one."""
+    if not replicas.is_main:
+        return contextlib.nullcontext()
+    return MetricsLog(run.metrics_path, sinks=metrics_sinks(config, run=run, last_step=last_step))
+
+
+def metrics_sinks(config: Config, *, run: RunDirectory, last_step: int) -> list[MetricsSink]:
+    """TensorBoard and W&B as the config asks."""
+    sinks: list[MetricsSink] = []
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(run.tensorboard_path, last_step=last_step))
+    if config.logging.wandb.enabled:
+        settings: Mapping[str, Any] = config.model_dump(mode="json")
+        sinks.append(WandbSink(run.path, project=config.logging.wandb.project, config=settings))
+    return sinks
+
+
+def save_policy(actor: Any, path: Path, *, replicas: Replicas) -> Path:
+    """Writes the policy as a Hugging Face checkpoint; it is whole when a rank returns."""
+    if replicas.is_main:
+        actor.save_hf(path)
+    else:
+        take_part(actor)
+    wait_for_all(replicas)
+    return path
+
+
+def wait_for_all(replicas: Replicas) -> None:
+    """Returns when every rank is here."""
+    replicas.gather((), kind=PeakMemory)
+
+
+def peak_memory_gib(replicas: Replicas) -> float:
+    """Largest resident size so far of the rank that needs most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gib = peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return max(record.gib for record in replicas.gather([PeakMemory(gib)], kind=PeakMemory))
