@@ -85,7 +85,7 @@ def start_all(
 def write_result(path: Path, *, summary: dict) -> None:
     """The summary with what is needed to repeat it."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
         "command": " ".join(["python", *sys.argv]),
         "commit": commit + ("+changes" if dirty else ""),

@@ -28,12 +28,12 @@ def main() -> None:
     options = parse_arguments()
     steps = f"train.num_steps={options.num_steps}"
     points = {
-        f"daylight_{daylight:g}_aim_{aim:g}": [
-            f"seed={options.seed}",
+        f"daylight_{daylight:g}_aim_{aim:g}_seed_{seed}": [
+            f"seed={seed}",
             f"world.daylight={daylight}",
             f"world.aim_rate={aim}",
         ]
-        for daylight, aim in itertools.product(options.daylight, options.aim)
+        for seed, daylight, aim in itertools.product(options.seeds, options.daylight, options.aim)
     }
     directories = {name: options.output_dir / name for name in points}
     starts = start_all(directories, settings={name: [*own, steps] for name, own in points.items()}, max_parallel=2)
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--daylight", type=float, nargs="+", default=[20, 38, 90])
     parser.add_argument("--aim", type=float, nargs="+", default=[0.05, 0.35, 0.7])
-    parser.add_argument("--seed", type=int, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[20])
     parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/sweep"))
     parser.add_argument("--results", type=Path, help="write summary, command, commit and machine here")
