@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: launcher_scripts/quickstart.sh [--smoke] [--seed N] [--output-dir DIR] [--device cpu|cuda]
+usage: launcher_scripts/quickstart.sh [--smoke] [--seed N] [--output-dir DIR] [--device cpu|cuda] [--tp N]
 
 Installs into .venv where needed, then runs the warm start, GRPO and AXPO and writes report.html.
 
@@ -12,6 +12,7 @@ Installs into .venv where needed, then runs the warm start, GRPO and AXPO and wr
   --seed N          root of all randomness (default: 0)
   --output-dir DIR  where everything goes (default: outputs/quickstart, or outputs/smoke)
   --device KIND     cpu (default) or cuda
+  --tp N            tensor-parallel ranks that share the model of each run (default: 1)
   -h, --help        this text
 HELP
 }
@@ -22,7 +23,7 @@ arguments=("$@")
 while (($#)); do
   case $1 in
     --smoke) shift ;;
-    --seed | --output-dir | --device)
+    --seed | --output-dir | --device | --tp)
       if (($# < 2)); then echo "quickstart.sh: $1 needs a value (see --help)" >&2; exit 2; fi
       [[ $1 == --device ]] && device=$2
       shift 2 ;;

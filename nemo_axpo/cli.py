@@ -156,6 +156,8 @@ def _add_quickstart(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="root of all randomness (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="the whole path in about a minute; shows that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--tp", type=int, default=1, metavar="N",
+                        help="tensor-parallel ranks of each run (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=_quickstart)
 
 
@@ -216,7 +218,13 @@ def _quickstart(options: argparse.Namespace) -> None:
     from nemo_axpo.quickstart import run_quickstart
 
     output_dir = options.output_dir or Path("outputs/smoke" if options.smoke else "outputs/quickstart")
-    run_quickstart(output_dir=output_dir, seed=options.seed, smoke=options.smoke, device=options.device)
+    run_quickstart(
+        output_dir=output_dir,
+        seed=options.seed,
+        smoke=options.smoke,
+        device=options.device,
+        tensor_parallel=options.tp,
+    )
 
 
 def _train_config(options: argparse.Namespace) -> Config:

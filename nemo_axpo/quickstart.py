@@ -49,10 +49,10 @@ class WarmStart:
         return WarmStartWindow().misses(self.rates)
 
 
-def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str) -> None:
+def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str, tensor_parallel: int = 1) -> None:
     """The whole path. ConfigError with the numbers and the cure where the warm start misses the window.
 
-    Leaves a report of whatever exists, also when it is interrupted.
+    ``tensor_parallel``: ranks that share the model of each of the two runs; the warm start is one process. Leaves a report of whatever exists, also when it is interrupted.
     """
     console, started = Console(), time.perf_counter()
     num_steps = SMOKE_STEPS if smoke else NUM_STEPS
@@ -61,7 +61,14 @@ def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str) -> 
     start = warm_start(output_dir, settings=[*settings, *(SMOKE_SFT if smoke else ())])
     _report_start(start, console=console, is_checked=not smoke)
     console.print("2/3  reinforcement learning: GRPO (N=10, as many rollouts as AXPO) beside AXPO")
-    runs = planned_runs(output_dir, ["grpo_n10", "axpo"], start=start, settings=settings, num_steps=num_steps)
+    runs = planned_runs(
+        output_dir,
+        ["grpo_n10", "axpo"],
+        start=start,
+        settings=settings,
+        num_steps=num_steps,
+        tensor_parallel=tensor_parallel,
+    )
     try:
         with ProgressDisplay(console=console) as progress:
             run_side_by_side(runs, max_parallel=2, progress=progress)
@@ -99,11 +106,14 @@ def planned_runs(
     settings: Sequence[str],
     num_steps: int,
     prefix: str = "",
+    tensor_parallel: int = 1,
 ) -> list[PlannedRun]:
     """Training runs that differ in their arm's settings alone. ``prefix`` goes before their names in the display."""
+    shared = [f"model.path={start.checkpoint}", *settings]
+    if tensor_parallel != 1:
+        shared.append(f"actor.tensor_parallel={tensor_parallel}")
     return [
-        PlannedRun(prefix + arm, output_dir / arm, [f"model.path={start.checkpoint}", *settings, *ARMS[arm]], num_steps)
-        for arm in arms
+        PlannedRun(prefix + arm, output_dir / arm, [*shared, *ARMS[arm]], num_steps, tensor_parallel) for arm in arms
     ]
 
 

@@ -6,6 +6,7 @@ The runs share nothing but the machine: one thread each, so that two of them fil
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from nemo_axpo.metrics_log import read_metrics
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.run_directory import check_same_run
 
-TRAIN_COMMAND = (sys.executable, "-m", "nemo_axpo.cli", "train")
+_TORCHRUN = re.compile(r"[WE]\d{4} .*torch/distributed/elastic/")
 POLL_S = 0.5
 STOP_TIMEOUT_S = 20.0
 """Runs that are asked to stop get this long, all together, before they are killed."""
@@ -37,6 +38,8 @@ class PlannedRun:
     settings: Sequence[str]
     """Config groups and overrides."""
     num_steps: int
+    num_ranks: int = 1
+    """Processes of the run; more than one are started by torchrun."""
 
     @property
     def log_path(self) -> Path:
@@ -71,12 +74,12 @@ def run_side_by_side(
     *,
     max_parallel: int,
     progress: ProgressDisplay,
-    command: Sequence[str] = TRAIN_COMMAND,
+    command: Sequence[str] | None = None,
 ) -> None:
     """Runs all of them, ``max_parallel`` at a time, resuming what an earlier start left and skipping what it finished.
 
-    ``command``: what is started for a run, before its options and settings. From the main thread only, which alone
-    receives signals.
+    ``command``: what is started for a run, before its options and settings; default :func:`train_command`. From the
+    main thread only, which alone receives signals.
 
     ValueError for a directory that holds a run of other settings, before anything starts. RunFailedError names the first
     run that failed and shows the end of its log; the others are stopped. An interrupt (Ctrl-C, SIGTERM) stops all of them
@@ -96,6 +99,14 @@ def run_side_by_side(
                 running = [process for process in running if _follow(process, progress=progress)]
         finally:
             _stop(running, interrupts=interrupts)
+
+
+def train_command(num_ranks: int) -> tuple[str, ...]:
+    """``nemo-axpo train`` in one process, or in ``num_ranks`` of this machine."""
+    if num_ranks == 1:
+        return (sys.executable, "-m", "nemo_axpo.cli", "train")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
+    return (sys.executable, "-m", *torchrun, "-m", "nemo_axpo.cli", "train")
 
 
 class _Interrupts:
@@ -124,9 +135,9 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _start(run: PlannedRun, *, command: Sequence[str], progress: ProgressDisplay) -> _Process:
+def _start(run: PlannedRun, *, command: Sequence[str] | None, progress: ProgressDisplay) -> _Process:
     run.output_dir.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [*command, "--resume", "--output-dir", str(run.output_dir), *run.settings]
+    arguments = [*(command or train_command(run.num_ranks)), "--resume", "--output-dir", str(run.output_dir), *run.settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     progress.start(run.name, total=run.num_steps)
     with run.log_path.open("ab") as log:
@@ -145,9 +156,16 @@ def _follow(process: _Process, *, progress: ProgressDisplay) -> bool:
         process.shown_step = rows[-1]["step"]
         progress.update(process.run.name, step=process.shown_step, metrics=rows[-1])
     if not is_running and process.popen.returncode:
-        tail = "\n".join(process.run.log_path.read_text(errors="replace").splitlines()[-15:])
-        raise RunFailedError(f"{process.run.name} failed; the end of {process.run.log_path}:\n{tail}")
+        log = process.run.log_path
+        raise RunFailedError(f"{process.run.name} failed; the end of {log}:\n{_end_of(log.read_text(errors='replace'))}")
     return is_running
+
+
+def _end_of(log: str) -> str:
+    """The last lines a rank wrote; what torchrun says when it stops the other ranks is left out."""
+    lines = log.splitlines()
+    about_others = (number for number, line in enumerate(lines) if _TORCHRUN.match(line))
+    return "\n".join(lines[: next(about_others, len(lines))][-15:])
 
 
 def _stop(processes: Sequence[_Process], *, interrupts: _Interrupts) -> None:

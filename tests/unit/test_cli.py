@@ -78,7 +78,7 @@ def test_the_other_commands_pass_their_options(calls, policy, tmp_path):
     main(["eval", "--checkpoint", str(policy), "--output", "e.json", "eval.num_questions=5"])
     main(["export", "run", "--output", "hf"])
     main(["report", "a", "b", "--output", "c"])
-    main(["quickstart", "--smoke", "--seed", "3", "--output-dir", "q"])
+    main(["quickstart", "--smoke", "--seed", "3", "--output-dir", "q", "--tp", "2"])
     sft, evaluation, export, report, quickstart = calls
     assert sft[1][0].sft.num_steps == 2
     config = evaluation[1][0]
@@ -86,7 +86,7 @@ def test_the_other_commands_pass_their_options(calls, policy, tmp_path):
     assert (str(export[1][0]), str(export[2]["output"])) == ("run", "hf")
     assert ([str(path) for path in report[1][0]], str(report[2]["output"])) == (["a", "b"], "c")
     settings = quickstart[2] | {"output_dir": str(quickstart[2]["output_dir"])}
-    assert settings == {"output_dir": "q", "seed": 3, "smoke": True, "device": "cpu"}
+    assert settings == {"output_dir": "q", "seed": 3, "smoke": True, "device": "cpu", "tensor_parallel": 2}
 
 
 def test_eval_takes_the_settings_of_a_run(calls, policy, tmp_path):

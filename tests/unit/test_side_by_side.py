@@ -20,7 +20,7 @@ from nemo_axpo.config.load import load_config, save_config
 from nemo_axpo.errors import RunDirectoryError, RunFailedError
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.run_directory import open_run_directory
-from nemo_axpo.side_by_side import PlannedRun, run_side_by_side
+from nemo_axpo.side_by_side import PlannedRun, _end_of, run_side_by_side, train_command
 
 TRAINER = """
 import json, os, pathlib, signal, sys, time
@@ -230,3 +230,26 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path, command, ctrl_c):
     go([run], command)
     thread.join()
     assert run.is_finished and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+# --------------------------------------------------------------------------------------------------------- several ranks
+def test_several_ranks_are_started_by_torchrun():
+    assert train_command(1) == (sys.executable, "-m", "nemo_axpo.cli", "train")
+    command = train_command(2)
+    assert command[:3] == (sys.executable, "-m", "torch.distributed.run") and command[-3:] == (
+        "-m",
+        "nemo_axpo.cli",
+        "train",
+    )
+    assert command[command.index("--nproc-per-node") + 1] == "2"
+
+
+def test_the_end_of_a_log_is_what_the_rank_said(tmp_path):
+    said = [f"step {i}" for i in range(20)] + ["error: the reason"]
+    torchrun = [
+        "E1121 06:39:23.1 28318 torch/distributed/elastic/multiprocessing/api.py:986] failed (exitcode: 1)",
+        "Traceback (most recent call last):",
+        "ChildFailedError",
+    ]
+    assert _end_of("\n".join(said)).splitlines() == said[-15:]
+    assert _end_of("\n".join(said + torchrun)).splitlines() == said[-15:]
