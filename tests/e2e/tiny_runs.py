@@ -85,6 +85,12 @@ def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return _run([sys.executable, "-m", "nemo_axpo.cli", *map(str, arguments)])
 
 
+def run_ranks(num_ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in several ranks under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    return _run([sys.executable, *torchrun, "-m", "nemo_axpo.cli", *map(str, arguments)])
+
+
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
