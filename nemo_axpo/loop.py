@@ -241,7 +241,7 @@ class TrainingLoop:
         planned = self._settings.num_questions * self._algorithm.num_rollouts // self._settings.num_minibatches
         # What replicas count is added up: one of them speaks for the rows that nobody computes.
         num_dropped = minibatch.num_dropped_tokens if self._replicas.index == 0 else 0
-        return TrainBatch(own, num_planned_rollouts=planned, num_dropped_tokens=num_dropped)
+        return TrainBatch(own, num_planned_rollouts=planned, num_other_tokens=num_dropped)
 
     def learning_rate(self, num_done: int) -> float:
         """Constant after a linear warm-up; ``num_done``: optimizer steps taken so far."""

@@ -346,18 +346,18 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """All samples of one optimisation step of the whole job, before they are cut into micro-batches."""
+    """A replica's share of one optimisation step, before it is cut into micro-batches."""
 
     samples: tuple[TrainingSample, ...]
     num_planned_rollouts: int
-    """B·N: the constant of ``sequence_mean`` aggregation; extra rows must not dilute the ordinary ones."""
-    num_dropped_tokens: int = 0
-    """Unmasked tokens of rows left out of ``samples`` because they have no gradient (``drop_without_advantage``)."""
+    """B·N of the whole job: the constant of ``sequence_mean`` aggregation; extra rows must not dilute the ordinary ones."""
+    num_other_tokens: int = 0
+    """Unmasked tokens that count and are not in ``samples``: of rows left out because they have no gradient."""
 
     @property
     def num_loss_tokens(self) -> int:
-        """Unmasked tokens of the step, dropped rows included: the constant of ``token_mean`` aggregation."""
-        return sum(sum(sample.loss_mask) for sample in self.samples) + self.num_dropped_tokens
+        """Unmasked tokens. Added up over replicas they are the constant of ``token_mean`` aggregation."""
+        return sum(sum(sample.loss_mask) for sample in self.samples) + self.num_other_tokens
 
 
 def group_rollouts(questions: Sequence[Question], rollouts: Sequence[Rollout]) -> tuple[RolloutGroup, ...]:

@@ -11,6 +11,7 @@ The same object runs supervised and policy training: the loss is an argument and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ _ONE_PROCESS = ParallelLayout()
 
 
 class Actor:
-    """One rank of the trainer. Every rank calls every method with the same samples and gets the same results."""
+    """One rank of the trainer. Every rank calls every method at the same point.
+
+    Samples are those of this rank's data-parallel replica, the same on all of its ranks, and so are the log-probs
+    returned. Metrics are of the whole job, the same on every rank.
+    """
 
     def __init__(
         self,
@@ -101,23 +106,24 @@ class Actor:
         lr: float | None = None,
         old_logprobs: Sequence[Tensor] | None = None,
     ) -> dict[str, float]:
-        """One optimizer step on all of ``batch``; raises ``policy_version`` by one and returns metrics.
+        """One optimizer step on the ``batch`` of every replica; raises ``policy_version`` by one and returns metrics.
 
-        ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
+        A replica may have no samples; a step for which none has any has no gradient and is not taken. ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
         the first optimizer step on these samples, so that old and current policy are the same. The reference's
-        log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. A batch without samples
-        has no gradient: no step is taken. FloatingPointError where the gradient is not finite; the weights are then
-        unchanged.
+        log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. FloatingPointError where the
+        gradient is not finite; the weights are then unchanged.
         """
         lr = self._settings.lr if lr is None else lr
-        if not batch.samples:
+        num_samples, num_tokens = self._job_totals(len(batch.samples), batch.num_loss_tokens)
+        if not num_samples:
             return {"update/num_samples": 0.0, "update/lr": lr, "update/grad_norm": 0.0}
+        elsewhere = num_tokens - batch.num_loss_tokens
         microbatches = self._microbatches(batch.samples)
         reference = self._reference_rows(microbatches) if loss.needs_reference else [None] * len(microbatches)
         finish = UpdateStep(
             microbatches,
             loss,
-            loss.normalizer_of(batch),
+            loss.normalizer_of(replace(batch, num_other_tokens=batch.num_other_tokens + elsewhere)),
             self._shard,
             old_logprobs=old_logprobs,
             reference_BS=reference,
@@ -132,7 +138,7 @@ class Actor:
             **metrics,
             "update/grad_norm": grad_norm,
             "update/lr": lr,
-            "update/num_samples": float(len(batch.samples)),
+            "update/num_samples": float(num_samples),
         }
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -176,13 +182,6 @@ class Actor:
         return self._reference
 
     def _microbatches(self, samples: Sequence[TrainingSample]) -> list[Microbatch]:
-        """This data-parallel rank's micro-batches of ``samples``."""
-        plan = plan_microbatches(samples, max_tokens=self._micro_batch_tokens)
-        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        if len(plan) < size:
-            rule = "every data-parallel rank needs a micro-batch"
-            got = f"{len(plan)} micro-batches for {size} ranks"
-            raise ValueError(rule_message(rule, got=got, cure="lower micro_batch_tokens, or use fewer replicas"))
         return [
             build_microbatch(
                 samples,
@@ -192,8 +191,14 @@ class Actor:
                 multiple_of=self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1,
                 device=self._device,
             )
-            for indices in plan[rank::size]
+            for indices in plan_microbatches(samples, max_tokens=self._micro_batch_tokens)
         ]
+
+    def _job_totals(self, *counts: int) -> list[int]:
+        """Sums of each replica's ``counts``."""
+        totals = torch.tensor(counts, dtype=torch.int64, device=self._device)
+        dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
+        return totals.tolist()
 
     def _forward(self, model: Any, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """Log-probs ``[L]`` of every micro-batch; none on pipeline stages before the last."""
@@ -215,7 +220,7 @@ class Actor:
             if parallel_state.get_tensor_model_parallel_rank() == 0:
                 rows = microbatch.spread(values_L)
                 scores_NS[list(microbatch.sample_B), : rows.shape[1]] = rows
-        dist.all_reduce(scores_NS)  # every row was filled by one rank
+        dist.all_reduce(scores_NS, group=parallel_state.get_model_parallel_group())  # one rank has filled it
         return [row[: len(sample.token_ids)] for row, sample in zip(scores_NS.cpu(), samples)]
 
     def _reference_rows(self, microbatches: Sequence[Microbatch]) -> list[Tensor | None]:

@@ -23,6 +23,7 @@ def run_schedule(
 ) -> list[dict[str, Any]]:
     """Runs every micro-batch; the results of ``finish`` in order on the last pipeline stage, empty on the others.
 
+    A replica without micro-batches computes nothing, but in training its ranks add their zero gradients to the others'.
     The losses are shares of the step's loss, so gradients are summed: over micro-batches here, over data-parallel ranks
     by megatron, without any further division.
     """
@@ -35,6 +36,10 @@ def run_schedule(
         loss, results = finish(number, logits)
         return loss, torch.ones((), dtype=torch.int, device=loss.device), results
 
+    if not microbatches:
+        if not forward_only:
+            sum_model_grads([model])
+        return []
     with torch.set_grad_enabled(not forward_only):
         return get_forward_backward_func()(
             forward_step_func=forward_step,

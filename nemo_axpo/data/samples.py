@@ -115,4 +115,4 @@ def drop_without_advantage(batch: TrainBatch) -> TrainBatch:
     """
     kept = tuple(sample for sample in batch.samples if any(sample.advantages))
     dropped = sum(sum(sample.loss_mask) for sample in batch.samples if not any(sample.advantages))
-    return replace(batch, samples=kept, num_dropped_tokens=batch.num_dropped_tokens + dropped)
+    return replace(batch, samples=kept, num_other_tokens=batch.num_other_tokens + dropped)

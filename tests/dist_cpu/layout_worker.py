@@ -23,6 +23,15 @@ from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.types import TrainBatch
 
 
+def shares(samples: list) -> list[list]:
+    """What this replica trains in each update; one replica trains everything."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return [samples] * 3
+    first = parallel_state.get_data_parallel_rank() == 0
+    splits = ({0, 2, 3}, set(), {1, 2, 3, 4, 5})  # balanced, one replica without samples, nearly everything on one
+    return [[sample for n, sample in enumerate(samples) if (n in split) == first] for split in splits]
+
+
 def train(checkpoint: str, layout: ParallelLayout) -> dict:
     """Log-probs before, metrics of three updates, and the weights after them."""
     settings = AdamSettings(1e-2, eps=1e-2)
@@ -30,9 +39,10 @@ def train(checkpoint: str, layout: ParallelLayout) -> dict:
         checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, optimizer=settings, layout=layout,
         micro_batch_tokens=60,
     )  # fmt: skip
-    batch = TrainBatch(tuple(mixed_samples()), num_planned_rollouts=6)
-    logprobs = torch.cat(actor.logprobs(batch.samples))
-    metrics = [actor.update(batch, loss=PolicyLoss()) for _ in range(3)]
+    samples = mixed_samples()
+    logprobs = torch.cat(actor.logprobs(samples))
+    batches = [TrainBatch(tuple(share), num_planned_rollouts=6) for share in shares(samples)]
+    metrics = [actor.update(batch, loss=PolicyLoss()) for batch in batches]
     weights = {name: tensor.detach().clone() for name, tensor in actor.hf_tensors()}
     return {"logprobs": logprobs, "metrics": metrics, "weights": weights}
 

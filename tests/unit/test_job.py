@@ -44,16 +44,16 @@ def test_the_main_rank_claims_the_directory_and_speaks(config, capsys):
         assert run.config_path.is_file()
         progress.message("hello")
         with pytest.raises(RunDirectoryError), join_run(config, replicas=OneProcess()):
-            pass
+            pytest.fail("two processes in one directory")
     assert capsys.readouterr().out == "hello\n"
 
 
 def test_other_ranks_use_it_silently(config, capsys):
-    with join_run(config, replicas=OneProcess()) as (claimed, _):
-        with join_run(config, replicas=Follower()) as (run, progress):
-            assert run == claimed
-            progress.start("a", total=1)
-            progress.update("a", step=1, metrics={})
+    with join_run(config, replicas=OneProcess()) as (claimed, _), join_run(config, replicas=Follower()) as joined:
+        run, progress = joined
+        assert run == claimed
+        progress.start("a", total=1)
+        progress.update("a", step=1, metrics={})
     assert capsys.readouterr().out == ""
 
 

@@ -279,7 +279,7 @@ def test_without_kl_rows_without_advantage_are_counted_but_not_computed():
         run_step(loop)
     (whole,), (dropped,) = with_kl[1].batches, without[1].batches
     assert "q1" in questions_of(whole) and "q1" not in questions_of(dropped)
-    assert dropped.num_dropped_tokens == 4 * 2
+    assert dropped.num_other_tokens == 4 * 2
     assert dropped.num_loss_tokens == whole.num_loss_tokens
     assert dropped.num_planned_rollouts == whole.num_planned_rollouts == 16
 
