@@ -102,6 +102,33 @@ def test_longest_common_prefix():
     assert find(index, [1, 2, 3, 9]) == (rows[0], 2)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_finds_what_comparing_with_every_row_finds(seed):
+    rng = random.Random(seed)
+    index, held = PrefixIndex(min_shared_tokens=3), {CacheRow(number): [] for number in range(6)}
+    for _ in range(200):
+        row = rng.choice(list(held))
+        if rng.random() < 0.3:
+            keep = rng.randrange(0, 4)
+            index.forget(row, keep=keep)
+            held[row] = held[row][:keep]
+        elif len(held[row]) < 12:
+            held[row] = held[row] + [rng.randrange(2) for _ in range(rng.randrange(3, 6))]
+            index.register(row, keys=held[row], hashes=chain_hashes(held[row]))
+        wanted = [rng.randrange(2) for _ in range(10)]
+        shared = {row: num_equal(keys, wanted) for row, keys in held.items()}
+        found, length = find(index, wanted)
+        longest = max(shared.values())
+        assert length == (longest if longest >= 3 else 0)
+        assert found is None if length == 0 else shared[found] == length
+
+
+def num_equal(ours: list[int], theirs: list[int]) -> int:
+    """Leading tokens that agree."""
+    pairs = zip(ours, theirs)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
 def test_a_hash_collision_is_no_hit():
     index = PrefixIndex(min_shared_tokens=2)
     row = CacheRow(0)

@@ -46,10 +46,12 @@ class KvCache:
 
     def copy(self, sources: Sequence[int], *, targets: Sequence[int], num_positions: int) -> None:
         """Copies the first positions of ``sources`` onto ``targets``; both may overlap, as in a permutation."""
-        from_rows = torch.tensor(sources, device=self.device)
-        to_rows = torch.tensor(targets, device=self.device)
-        filled = self._kv[:, :, :, :, :num_positions]
-        filled.index_copy_(2, to_rows, filled.index_select(2, from_rows))
+        rows = self._kv[:, :, :, :, :num_positions].unbind(2)
+        overwritten = set(targets)
+        # One strided copy a row is several times as fast as gathering them and ``index_copy_``.
+        contents = [rows[source].clone() if source in overwritten else rows[source] for source in sources]
+        for content, target in zip(contents, targets, strict=True):
+            rows[target].copy_(content)
 
     def clear(self) -> None:
         """Zeroes everything (a diverged policy may have left NaN behind)."""
