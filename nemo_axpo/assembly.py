@@ -159,13 +159,16 @@ def build_replicas(config: Config) -> Replicas:
     """This rank's place in the job; under ``torchrun`` it joins the process group and megatron's groups."""
     from nemo_axpo.actors import megatron_setup
 
-    megatron_setup.initialize(parallel_layout(config), device=torch.device(config.device), seed=config.seed)
+    timeout_s = 60 * config.job.timeout_min
+    megatron_setup.initialize(
+        parallel_layout(config), device=torch.device(config.device), seed=config.seed, timeout_s=timeout_s
+    )
     ranks = megatron_setup.replica_ranks()
     if sum(map(len, ranks)) == 1:
         return OneProcess()
     from nemo_axpo.distributed.process_replicas import ProcessReplicas
 
-    return ProcessReplicas(ranks)
+    return ProcessReplicas(ranks, timeout_s=timeout_s)
 
 
 def build_row_cost(*, bench: Workbench) -> RowCost:

@@ -35,6 +35,7 @@ RESUMABLE_CHANGES = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.record_every",
+    "job",
     "logging",
 )
 """Keys that may differ when a run is resumed: they change no number of a step."""

@@ -22,7 +22,8 @@ cpu_shim.install()
 # isort: split
 from megatron.core import parallel_state, tensor_parallel
 
-_TIMEOUT = datetime.timedelta(minutes=30)
+DEFAULT_TIMEOUT_S = 1800.0
+"""Longest wait for another rank in one exchange."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,18 @@ class ParallelLayout:
     sequence_parallel: bool = False
 
 
-def initialize(layout: ParallelLayout, *, device: torch.device, seed: int) -> None:
+def initialize(
+    layout: ParallelLayout, *, device: torch.device, seed: int, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> None:
     """Creates the process group and megatron's groups for ``layout`` (once per process) and seeds every generator.
+
+    ``timeout_s``: a rank that waits longer for another one ends the job.
 
     ValueError where the layout does not divide the ranks, or differs from the one this process already has.
     """
     cpu_shim.install()
     if not dist.is_initialized():
-        _init_process_group(device)
+        _init_process_group(device, timeout=datetime.timedelta(seconds=timeout_s))
     if parallel_state.model_parallel_is_initialized():
         _check_same_layout(layout)
     else:
@@ -77,14 +82,14 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def _init_process_group(device: torch.device) -> None:
+def _init_process_group(device: torch.device, *, timeout: datetime.timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=_TIMEOUT)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
 def _init_model_parallel(layout: ParallelLayout) -> None:

@@ -203,6 +203,13 @@ class SftConfig(Section):
     """Largest global gradient norm; 0 turns clipping off."""
 
 
+class JobConfig(Section):
+    """The ranks of a job."""
+
+    timeout_min: Positive = 120.0
+    """Minutes a rank waits for the others, the rollouts of the slowest included, before the job ends."""
+
+
 class WandbConfig(Section):
     """Weights & Biases; the key comes from the environment (WANDB_API_KEY), never from here."""
 
@@ -238,4 +245,5 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     sft: SftConfig = SftConfig()
+    job: JobConfig = JobConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,19 +21,23 @@ Record = TypeVar("Record")
 class ProcessReplicas:
     """:class:`~nemo_axpo.distributed.replicas.Replicas` over an initialised process group."""
 
-    def __init__(self, replica_ranks: Sequence[Sequence[int]]) -> None:
+    def __init__(self, replica_ranks: Sequence[Sequence[int]], *, timeout_s: float = 1800.0) -> None:
         """``replica_ranks``: per replica its global ranks, the leader first; together all ranks of the job.
 
-        Every rank constructs it at the same point: groups are created.
+        ``timeout_s``: longest wait for the slowest replica's rollouts. Every rank constructs it at the same point:
+        groups are created.
         """
         rank = dist.get_rank()
         self.index = next(number for number, ranks in enumerate(replica_ranks) if rank in ranks)
         self.count = len(replica_ranks)
         self._peers = tuple(replica_ranks[self.index])
         self.is_leader, self.is_main = rank == self._peers[0], rank == replica_ranks[0][0]
-        self._world = dist.new_group(backend="gloo")
-        self._leaders = dist.new_group([ranks[0] for ranks in replica_ranks], backend="gloo")
-        groups = [dist.new_group(list(ranks), backend="gloo") for ranks in replica_ranks]
+        new_group = functools.partial(
+            dist.new_group, backend="gloo", timeout=datetime.timedelta(seconds=timeout_s)
+        )
+        self._world = new_group()
+        self._leaders = new_group([ranks[0] for ranks in replica_ranks])
+        groups = [new_group(list(ranks)) for ranks in replica_ranks]
         self._replica = groups[self.index]
         self._num_bytes: Counter[str] = Counter()
 
