@@ -17,14 +17,18 @@ from nemo_axpo.errors import ConfigError, rule_message
 
 def check_config(config: Config, *, world_size: int = 1) -> None:
     """ConfigError that lists every problem of ``config`` on a job of ``world_size`` ranks."""
-    problems = [
+    problems = [*config_problems(config, world_size=world_size), *_device_problems(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def config_problems(config: Config, *, world_size: int) -> list[str]:
+    """Every problem of ``config`` itself on ``world_size`` ranks; this machine is not asked."""
+    return [
         *_algorithm_problems(config),
         *_length_problems(config),
         *_layout_problems(config, world_size=world_size),
-        *_device_problems(config),
     ]
-    if problems:
-        raise ConfigError("\n".join(problems))
 
 
 def check_model_path(config: Config) -> None:

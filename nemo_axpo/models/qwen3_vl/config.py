@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from nemo_axpo.errors import rule_message
+from nemo_axpo.models.qwen3_vl.layout_rules import layout_problems
 
 
 def transformer_config(
@@ -26,7 +27,9 @@ def transformer_config(
     """
     text = hf_config.text_config
     _check_supported(text)
-    _check_divisible(text, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+    problems = layout_problems(hf_config, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+    if problems:
+        raise ValueError("\n".join(problems))
     return TransformerConfig(
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -88,16 +91,3 @@ def _check_supported(text: Any) -> None:
     if getattr(text, "attention_bias", False):
         rule = "Qwen3-VL's attention has no bias"
         raise ValueError(rule_message(rule, got="attention_bias=true", cure="use a checkpoint without it"))
-
-
-def _check_divisible(text: Any, *, tensor_parallel: int, pipeline_parallel: int) -> None:
-    sizes = {
-        "num_attention_heads": (text.num_attention_heads, tensor_parallel),
-        "intermediate_size": (text.intermediate_size, tensor_parallel),
-        "vocab_size": (text.vocab_size, tensor_parallel),
-        "num_hidden_layers": (text.num_hidden_layers, pipeline_parallel),
-    }
-    for name, (size, parts) in sizes.items():
-        if size % parts:
-            rule = f"{name} must be divisible by the ranks that share it"
-            raise ValueError(rule_message(rule, got=f"{size} over {parts}", cure="choose a smaller parallel size"))

@@ -17,7 +17,6 @@ from megatron.core.models.common.language_module.language_module import Language
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
-from nemo_axpo.errors import rule_message
 from nemo_axpo.models.qwen3_vl.block import DeepStackBlock
 from nemo_axpo.models.qwen3_vl.config import head_dim, rope_settings
 from nemo_axpo.models.qwen3_vl.hf_model import is_tied
@@ -49,8 +48,6 @@ class Qwen3VLModel(LanguageModule):
         )
         if post_process:
             self.output_layer = self._output_layer(text.vocab_size)
-        if pre_process:
-            _check_deepstack(hf_config, num_layers=len(self.decoder.layers))
         if pre_process or post_process:
             self.setup_embeddings_and_output_layer()
 
@@ -111,14 +108,6 @@ def _place(base: Tensor, features: Tensor, *, inputs: PackedInputs) -> Tensor:
     """``base`` ``[T, 1, H]`` with its image tokens replaced by their features."""
     chosen = features.index_select(0, inputs.image_feature_P).to(base.dtype).unsqueeze(1)
     return base.index_copy(0, inputs.image_token_P, chosen)
-
-
-def _check_deepstack(hf_config: Any, *, num_layers: int) -> None:
-    num_levels = len(hf_config.vision_config.deepstack_visual_indexes)
-    if num_levels > num_layers:
-        rule = "every DeepStack level needs a decoder layer on the first pipeline stage"
-        cure = "use fewer pipeline stages"
-        raise ValueError(rule_message(rule, got=f"{num_levels} levels, {num_layers} layers", cure=cure))
 
 
 def build_stage(hf_config: Any, *, config: TransformerConfig, device: torch.device) -> Qwen3VLModel:

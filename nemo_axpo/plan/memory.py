@@ -1,0 +1,127 @@
+"""Memory of the rank that needs most on each pipeline stage, by kind, in bytes.
+
+What is exact: weights, reference, gradients, optimizer, engine (but for alignment of buffers, below 0.1% at real sizes).
+What is counted tensor by tensor: activations. What is estimated: logits and workspace, the temporaries of the largest
+operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nemo_axpo.plan.activations import FLOAT32, stage_activations
+from nemo_axpo.plan.batch import StepArithmetic
+from nemo_axpo.plan.engine import EngineMemory
+from nemo_axpo.plan.parameters import rank_parameters
+from nemo_axpo.plan.settings import TrainerSettings
+from nemo_axpo.plan.sizes import ModelSizes
+
+_INDEX_BYTES_PER_TOKEN = 96
+"""Ids, three positions, attention rows, targets, advantages and log-probs of one token of a micro-batch."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes on one rank; 0 where a kind does not exist there."""
+
+    weights: float
+    reference: float
+    gradients: float
+    """Megatron's buffer, float32 whatever the weights are."""
+    optimizer: float
+    """Float32 master weights (bf16 training only) and Adam's two moments."""
+    engine_weights: float
+    engine_cache: float
+    inputs: float
+    """Micro-batches of one optimizer step, pixels included."""
+    activations_language: float
+    activations_vision: float
+    logits: float
+    workspace: float
+    """Temporaries of the backward pass, and what recomputation rebuilds at a time."""
+    communication: float
+    """Hidden states between pipeline stages, gathered sequences."""
+    optimizer_scratch: float
+    """Temporary of the optimizer step; activations, logits and workspace are gone by then."""
+
+    @property
+    def held(self) -> float:
+        """What is there at any time."""
+        return self.weights + self.reference + self.gradients + self.optimizer + self.engine_weights + self.engine_cache
+
+    @property
+    def total(self) -> float:
+        """Peak: what is held, and the larger of the forward-backward pass and the optimizer step."""
+        passing = (
+            self.activations_language + self.activations_vision + self.logits + self.workspace + self.communication
+        )
+        return self.held + self.inputs + max(passing, self.optimizer_scratch)
+
+
+def stage_memory(
+    sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, engine: EngineMemory, stage: int
+) -> RankMemory:
+    """The fullest rank of pipeline stage ``stage``: on the first one that is the leader, which holds the engine."""
+    layout = {"tensor_parallel": settings.tensor_parallel, "pipeline_parallel": settings.pipeline_parallel}
+    parameters = rank_parameters(sizes, stage=stage, **layout)
+    trained = parameters.total - (parameters.vision if settings.freezes_vision else 0)
+    activations = stage_activations(sizes, settings=settings, shape=step.microbatch, stage=stage)
+    in_flight = min(settings.pipeline_parallel - stage, step.num_microbatches)
+    return RankMemory(
+        weights=parameters.total * settings.value_bytes,
+        reference=parameters.total * settings.value_bytes * settings.has_reference,
+        gradients=trained * FLOAT32,
+        optimizer=optimizer_bytes(trained, settings=settings),
+        engine_weights=engine.weights if stage == 0 else 0.0,
+        engine_cache=engine.cache if stage == 0 else 0.0,
+        inputs=_input_bytes(sizes, step=step),
+        activations_language=in_flight * activations.language,
+        activations_vision=in_flight * activations.vision,
+        logits=_logit_bytes(sizes, settings=settings, step=step, stage=stage),
+        workspace=activations.recomputed + _workspace(sizes, settings=settings, step=step),
+        communication=_communication(sizes, settings=settings, step=step, stage=stage),
+        optimizer_scratch=FLOAT32 * trained / _optimizer_shards(settings),
+    )
+
+
+def optimizer_bytes(num_trained: int, *, settings: TrainerSettings) -> float:
+    """Adam's state of ``num_trained`` parameters; the distributed optimizer divides it by the replicas."""
+    per_parameter = 2 * FLOAT32 + (FLOAT32 if settings.value_bytes < FLOAT32 else 0)
+    return num_trained * per_parameter / _optimizer_shards(settings)
+
+
+def _optimizer_shards(settings: TrainerSettings) -> int:
+    return settings.data_parallel if settings.distributed_optimizer else 1
+
+
+def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
+    shape, vision = step.microbatch, sizes.vision
+    pixels = shape.num_image_tokens * vision.patches_per_token * vision.patch_values * FLOAT32
+    return step.num_microbatches * (pixels + shape.num_tokens * _INDEX_BYTES_PER_TOKEN)
+
+
+def _logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, stage: int) -> float:
+    """Logits as they come, shifted in float32, probabilities in float32; of a chunk of the loss tokens."""
+    if stage < settings.pipeline_parallel - 1:
+        return 0.0
+    rows = step.microbatch.num_loss_tokens
+    if settings.logprob_chunk_tokens is not None:
+        rows = min(rows, settings.logprob_chunk_tokens)
+    return rows * sizes.vocab / settings.tensor_parallel * (settings.value_bytes + 2 * FLOAT32)
+
+
+def _workspace(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic) -> float:
+    """Gradients that exist at the same time in the backward pass of the MLP: both factors, their concatenation, three
+    hidden states; or one dense gradient of the embedding, if that is larger."""
+    b, tokens = settings.value_bytes, step.microbatch.num_tokens
+    mlp = tokens * b * (4 * sizes.intermediate / settings.tensor_parallel + 3 * sizes.hidden)
+    return max(mlp, b * sizes.vocab * sizes.hidden / settings.tensor_parallel)
+
+
+def _communication(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, stage: int) -> float:
+    """Hidden states received and sent stay until their backward pass; sequence parallelism gathers whole sequences."""
+    hidden = step.microbatch.num_tokens * settings.value_bytes * sizes.hidden
+    in_flight = min(settings.pipeline_parallel - stage, step.num_microbatches)
+    borders = (stage > 0) + (stage < settings.pipeline_parallel - 1)
+    gathered = hidden if settings.sequence_parallel else 0.0
+    return borders * (in_flight + 1) * hidden * settings.sequence_share + gathered

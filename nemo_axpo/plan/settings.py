@@ -1,0 +1,49 @@
+"""What of a config decides the trainer's memory: the one place where the plan reads the config's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from nemo_axpo.config.schema import Config
+
+Recompute = Literal["none", "selective", "full"]
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Bytes of one value by the config's word for its type."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How the actor of one job is run."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    data_parallel: int
+    value_bytes: int
+    """Of a weight and of an activation."""
+    micro_batch_tokens: int
+    sequence_parallel: bool = False
+    recompute: Recompute = "none"
+    distributed_optimizer: bool = False
+    freezes_vision: bool = False
+    has_reference: bool = True
+    logprob_chunk_tokens: int | None = None
+    """Loss tokens whose logits exist at the same time; None: all of a micro-batch."""
+
+    @property
+    def sequence_share(self) -> float:
+        """Share of the tokens that norms and residuals of one rank see."""
+        return 1 / self.tensor_parallel if self.sequence_parallel else 1.0
+
+
+def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
+    """Of ``config``, with ``data_parallel`` replicas."""
+    actor = config.actor
+    return TrainerSettings(
+        tensor_parallel=actor.tensor_parallel,
+        pipeline_parallel=actor.pipeline_parallel,
+        data_parallel=data_parallel,
+        value_bytes=BYTES[actor.dtype],
+        micro_batch_tokens=actor.micro_batch_tokens,
+        has_reference=config.loss.kl_coef > 0,
+    )
