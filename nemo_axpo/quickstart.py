@@ -52,7 +52,8 @@ class WarmStart:
 def run_quickstart(*, output_dir: Path, seed: int, smoke: bool, device: str, tensor_parallel: int = 1) -> None:
     """The whole path. ConfigError with the numbers and the cure where the warm start misses the window.
 
-    ``tensor_parallel``: ranks that share the model of each of the two runs; the warm start is one process. Leaves a report of whatever exists, also when it is interrupted.
+    ``tensor_parallel``: ranks that share the model of each of the two runs; the warm start is one process.
+    Leaves a report of whatever exists, also when it is interrupted.
     """
     console, started = Console(), time.perf_counter()
     num_steps = SMOKE_STEPS if smoke else NUM_STEPS
