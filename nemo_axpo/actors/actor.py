@@ -11,7 +11,6 @@ The same object runs supervised and policy training: the loss is an argument and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from nemo_axpo.actors import megatron_setup  # installs the CPU shim before mega
 
 # isort: split
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from torch import Tensor
@@ -30,7 +28,7 @@ from nemo_axpo.actors.megatron_setup import ParallelLayout
 from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_microbatches
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.actors.packing import FeatureStore, VisionTokens
-from nemo_axpo.actors.update_step import UpdateStep, step_metrics
+from nemo_axpo.actors.update_step import UpdateStep, count_step, step_metrics
 from nemo_axpo.errors import rule_message
 from nemo_axpo.losses.base import Loss
 from nemo_axpo.models.qwen3_vl import hf_mapping, loading
@@ -43,10 +41,10 @@ _ONE_PROCESS = ParallelLayout()
 
 
 class Actor:
-    """One rank of the trainer. Every rank calls every method at the same point.
+    """One rank of the trainer.
 
-    Samples are those of this rank's data-parallel replica, the same on all of its ranks, and so are the log-probs
-    returned. Metrics are of the whole job, the same on every rank.
+    A replica is the ranks that together hold one model. Every rank of the job calls every method; the ranks of a replica
+    pass the same samples, other replicas theirs, possibly none.
     """
 
     def __init__(
@@ -90,7 +88,8 @@ class Actor:
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[Tensor]:
         """Per sample float32 ``[T]`` on the CPU: log-probs of the trained tokens under the policy, 0.0 elsewhere.
 
-        Natural log of the distribution sampled from: temperature applied, banned ids impossible.
+        ``samples`` are this replica's; every rank of the replica gets the result. Natural log of the distribution
+        sampled from: temperature applied, banned ids impossible.
         """
         return self._score(self._ddp, samples)
 
@@ -106,24 +105,25 @@ class Actor:
         lr: float | None = None,
         old_logprobs: Sequence[Tensor] | None = None,
     ) -> dict[str, float]:
-        """One optimizer step on the ``batch`` of every replica; raises ``policy_version`` by one and returns metrics.
+        """One optimizer step on the batches of all replicas; raises ``policy_version`` by one and returns metrics.
 
-        A replica may have no samples; a step for which none has any has no gradient and is not taken. ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
+        ``batch`` holds this replica's samples; normaliser and metrics are of the whole job, equal on every rank.
+        ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
         the first optimizer step on these samples, so that old and current policy are the same. The reference's
-        log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. FloatingPointError where the
-        gradient is not finite; the weights are then unchanged.
+        log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. Where no replica has a
+        sample there is no gradient: no step is taken, on any rank. FloatingPointError where the gradient is not finite;
+        the weights are then unchanged.
         """
         lr = self._settings.lr if lr is None else lr
-        num_samples, num_tokens = self._job_totals(len(batch.samples), batch.num_loss_tokens)
-        if not num_samples:
+        counts = count_step(batch, device=self._device)
+        if not counts.num_samples:
             return {"update/num_samples": 0.0, "update/lr": lr, "update/grad_norm": 0.0}
-        elsewhere = num_tokens - batch.num_loss_tokens
         microbatches = self._microbatches(batch.samples)
         reference = self._reference_rows(microbatches) if loss.needs_reference else [None] * len(microbatches)
         finish = UpdateStep(
             microbatches,
             loss,
-            loss.normalizer_of(replace(batch, num_other_tokens=batch.num_other_tokens + elsewhere)),
+            loss.normalizer_of(counts),
             self._shard,
             old_logprobs=old_logprobs,
             reference_BS=reference,
@@ -133,12 +133,13 @@ class Actor:
         results = training_step.run_schedule(self._ddp, microbatches, finish=finish, forward_only=False)
         grad_norm = adam.step(self._optimizer, settings=self._settings, lr=lr)
         self.policy_version += 1
-        metrics = step_metrics(results, is_reporter=parallel_state.get_tensor_model_parallel_rank() == 0)
+        is_reporter = parallel_state.get_tensor_model_parallel_rank() == 0
+        metrics = step_metrics(results, loss=loss, is_reporter=is_reporter, device=self._device)
         return {
             **metrics,
             "update/grad_norm": grad_norm,
             "update/lr": lr,
-            "update/num_samples": float(num_samples),
+            "update/num_samples": float(counts.num_samples),
         }
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -194,12 +195,6 @@ class Actor:
             for indices in plan_microbatches(samples, max_tokens=self._micro_batch_tokens)
         ]
 
-    def _job_totals(self, *counts: int) -> list[int]:
-        """Sums of each replica's ``counts``."""
-        totals = torch.tensor(counts, dtype=torch.int64, device=self._device)
-        dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
-        return totals.tolist()
-
     def _forward(self, model: Any, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """Log-probs ``[L]`` of every micro-batch; none on pipeline stages before the last."""
 
@@ -214,14 +209,15 @@ class Actor:
         if not samples:
             return []
         microbatches = self._microbatches(samples)
-        width = max(len(sample.token_ids) for sample in samples)
-        scores_NS = torch.zeros(len(samples), width, device=self._device)
-        for microbatch, values_L in zip(microbatches, self._forward(model, microbatches)):
-            if parallel_state.get_tensor_model_parallel_rank() == 0:
-                rows = microbatch.spread(values_L)
-                scores_NS[list(microbatch.sample_B), : rows.shape[1]] = rows
-        dist.all_reduce(scores_NS, group=parallel_state.get_model_parallel_group())  # one rank has filled it
-        return [row[: len(sample.token_ids)] for row, sample in zip(scores_NS.cpu(), samples)]
+        sizes = [microbatch.target_L.numel() for microbatch in microbatches]
+        values = self._forward(model, microbatches)
+        shared = training_step.share_with_stages(
+            torch.cat(values) if values else None, size=sum(sizes), device=self._device
+        )
+        rows: dict[int, Tensor] = {}
+        for microbatch, values_L in zip(microbatches, shared.split(sizes), strict=True):
+            rows.update(zip(microbatch.sample_B, microbatch.spread(values_L).cpu(), strict=True))
+        return [rows[number][: len(sample.token_ids)] for number, sample in enumerate(samples)]
 
     def _reference_rows(self, microbatches: Sequence[Microbatch]) -> list[Tensor | None]:
         """Reference log-probs ``[B, S]`` per micro-batch; None where this stage has no logits."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -50,6 +52,16 @@ def run_schedule(
             micro_batch_size=1,
             forward_only=forward_only,
         )
+
+
+def share_with_stages(values: Tensor | None, *, size: int, device: torch.device) -> Tensor:
+    """The last pipeline stage's float32 ``[size]`` on every stage of its replica; the other stages pass None."""
+    if values is None:
+        values = torch.empty(size, device=device)
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(values, src=last, group=parallel_state.get_pipeline_model_parallel_group())
+    return values
 
 
 def sum_model_grads(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:

@@ -1,23 +1,46 @@
 """Loss and metrics of the micro-batches of one optimizer step.
 
-Metrics leave a micro-batch as sums over its trained tokens, so that micro-batches and data-parallel ranks add up; a
-name that ends in ``_max`` is a maximum.
+Metrics leave a micro-batch as sums over its trained tokens, so that micro-batches and data-parallel replicas add up; a
+name that ends in ``_max`` is a maximum. Their names follow from the loss, so that ranks without a logit know them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_axpo.actors.microbatches import Microbatch
 from nemo_axpo.actors.training_step import microbatch_logprobs
-from nemo_axpo.losses.base import TOKEN_COUNT, Loss, mean_metrics
+from nemo_axpo.losses.base import Loss, mean_metrics
 from nemo_axpo.models.vocab_parallel import VocabShard
+from nemo_axpo.types import TrainBatch
 
-_LOSS = "loss"
+_LOSS, _ENTROPY = "loss", "entropy"
+_ENGINE = ("engine/logprob_diff_mean", "engine/kl", "engine/logprob_diff_max")
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one optimizer step of the whole job trains on."""
+
+    num_samples: int
+    num_loss_tokens: int
+    """Unmasked tokens, also those of rows dropped for lack of signal."""
+    num_planned_rollouts: int
+    """B·N of the optimizer step."""
+
+
+def count_step(batch: TrainBatch, *, device: torch.device) -> StepCounts:
+    """Adds up the batches of all replicas: one all-reduce of two integers, in which every rank takes part."""
+    counts = torch.tensor([len(batch.samples), batch.num_loss_tokens], device=device)
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    num_samples, num_loss_tokens = counts.tolist()
+    return StepCounts(num_samples, num_loss_tokens, batch.num_planned_rollouts)
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class UpdateStep:
             mask_BS=microbatch.mask_BS,
             normalizer=self.normalizer,
         )
-        sums = {**output.metrics, "entropy": entropy_L.sum(), _LOSS: output.loss.detach()}
+        sums = {**output.metrics, _ENTROPY: entropy_L.sum(), _LOSS: output.loss.detach()}
         if self.loss.needs_old:
             trainer_L = logprobs_L.detach() if old_BS is None else old_BS[microbatch.mask_BS]
             sums |= engine_difference(trainer_L, engine_L=microbatch.engine_logprobs_BS[microbatch.mask_BS])
@@ -60,37 +83,51 @@ def engine_difference(trainer_L: Tensor, *, engine_L: Tensor) -> dict[str, Tenso
     ``kl`` is the k3 estimate of KL(engine‖trainer): per token ``exp(d) - d - 1`` with ``d = trainer - engine``.
     """
     difference_L = trainer_L - engine_L
+    mean, kl, largest = _ENGINE
     return {
-        "engine/logprob_diff_mean": difference_L.abs().sum(),
-        "engine/kl": (difference_L.exp() - difference_L - 1).sum(),
-        "engine/logprob_diff_max": difference_L.abs().amax(),
+        mean: difference_L.abs().sum(),
+        kl: (difference_L.exp() - difference_L - 1).sum(),
+        largest: difference_L.abs().amax(),
     }
 
 
-def step_metrics(results: Sequence[Mapping[str, Tensor]], *, is_reporter: bool) -> dict[str, float]:
+def step_metrics(
+    results: Sequence[Mapping[str, Tensor]], *, loss: Loss, is_reporter: bool, device: torch.device
+) -> dict[str, float]:
     """Metrics of the whole step from those of this rank's micro-batches; equal on every rank.
 
     ``is_reporter``: one rank of each model replica's last stage, so that nothing counts twice.
     """
-    local = [{name: float(value) for name, value in result.items()} for result in results] if is_reporter else []
-    gathered: list[list[dict[str, float]]] = [local]
-    if dist.get_world_size() > 1:
-        gathered = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, local)
-    sums = _combine(result for rank in gathered for result in rank)
-    loss, maxima = sums.pop(_LOSS), {name: sums.pop(name) for name in list(sums) if name.endswith("_max")}
-    means = {**mean_metrics(sums), **maxima, _LOSS: loss}
+    names = metric_names(loss)
+    own_M = _combined(results if is_reporter else [], names=names)
+    all_RM = torch.empty(dist.get_world_size(), len(names), dtype=torch.float64, device=device)
+    dist.all_gather(list(all_RM.unbind(0)), own_M.to(device))
+    totals = dict(zip(names, _reduced(all_RM, names=names).tolist()))
+    total_loss, maxima = totals.pop(_LOSS), {name: totals.pop(name) for name in names if _is_maximum(name)}
+    means = {**mean_metrics(totals), **maxima, _LOSS: total_loss}
     return {name if "/" in name else f"update/{name}": value for name, value in means.items()}
 
 
-def _combine(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    combined: dict[str, float] = {}
+def metric_names(loss: Loss) -> tuple[str, ...]:
+    """Names of what :class:`UpdateStep` measures with ``loss``, sorted."""
+    return tuple(sorted({*loss.metric_names, _ENTROPY, _LOSS, *(_ENGINE if loss.needs_old else ())}))
+
+
+def _combined(results: Sequence[Mapping[str, Tensor]], *, names: Sequence[str]) -> Tensor:
+    """Float64 ``[M]``: sums and maxima over micro-batches; 0 and -inf where there is none."""
+    neutral_M = torch.tensor([float("-inf") if _is_maximum(name) else 0.0 for name in names], dtype=torch.float64)
+    rows = [neutral_M]
     for result in results:
-        for name, value in result.items():
-            known = combined.get(name)
-            if known is None:
-                combined[name] = value
-            else:
-                combined[name] = max(known, value) if name.endswith("_max") else known + value
-    assert TOKEN_COUNT in combined, "every loss counts its tokens"
-    return combined
+        assert set(result) == set(names), f"the loss declares its metrics: {sorted(set(result) ^ set(names))}"
+        rows.append(torch.stack([result[name].double() for name in names]).cpu())
+    return _reduced(torch.stack(rows), names=names)
+
+
+def _reduced(rows_RM: Tensor, *, names: Sequence[str]) -> Tensor:
+    is_maximum_M = torch.tensor([_is_maximum(name) for name in names], device=rows_RM.device)
+    sums_RM = rows_RM.masked_fill(is_maximum_M, 0.0)  # -inf of a maximum would make its column's unused sum NaN
+    return torch.where(is_maximum_M, rows_RM.amax(dim=0), sums_RM.sum(dim=0))
+
+
+def _is_maximum(name: str) -> bool:
+    return name.endswith("_max")

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nemo_axpo.types import TrainBatch
+from nemo_axpo.losses.base import StepSize
 
 
 class Aggregation(Protocol):
@@ -23,7 +23,7 @@ class Aggregation(Protocol):
     def token_weights(self, mask_BS: Tensor, *, like: Tensor) -> Tensor:
         """Weights ``[B, S]`` in the dtype of ``like``, 0 where ``mask_BS`` is False. A row is never split."""
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
+    def normalizer_of(self, step: StepSize) -> float:
         """The constant of the whole step, over all micro-batches and ranks."""
 
 
@@ -34,9 +34,9 @@ class TokenMean:
         """1 at every unmasked token."""
         return mask_BS.to(like.dtype)
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
+    def normalizer_of(self, step: StepSize) -> float:
         """Unmasked tokens of the step, also those of rows dropped for lack of signal."""
-        return float(batch.num_loss_tokens)
+        return float(step.num_loss_tokens)
 
 
 class SequenceMean:
@@ -47,9 +47,9 @@ class SequenceMean:
         num_tokens_B1 = mask_BS.sum(dim=-1, keepdim=True).clamp(min=1)
         return mask_BS.to(like.dtype) / num_tokens_B1.to(like.dtype)
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
+    def normalizer_of(self, step: StepSize) -> float:
         """B·N planned rollouts: lost rollouts and continuations do not change it."""
-        return float(batch.num_planned_rollouts)
+        return float(step.num_planned_rollouts)
 
 
 _AGGREGATIONS: dict[str, Aggregation] = {"token_mean": TokenMean(), "sequence_mean": SequenceMean()}
@@ -63,9 +63,9 @@ def get_aggregation(name: str) -> Aggregation:
     return _AGGREGATIONS[name]
 
 
-def normalizer_of(batch: TrainBatch, *, aggregation: str) -> float:
-    """The constant by which the losses of all micro-batches of ``batch`` are divided."""
-    return get_aggregation(aggregation).normalizer_of(batch)
+def normalizer_of(step: StepSize, *, aggregation: str) -> float:
+    """The constant by which the losses of all micro-batches of ``step`` are divided."""
+    return get_aggregation(aggregation).normalizer_of(step)
 
 
 def weighted_sum(losses_BS: Tensor, *, mask_BS: Tensor, aggregation: Aggregation, normalizer: float) -> Tensor:

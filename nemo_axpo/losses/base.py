@@ -8,8 +8,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nemo_axpo.types import TrainBatch
-
 TOKEN_COUNT = "num_loss_tokens"
 """The metric that counts unmasked tokens; every other metric is a sum over them."""
 
@@ -24,6 +22,18 @@ class LossOutput:
     """Float64 scalars without gradient: sums over unmasked tokens, and their number under ``num_loss_tokens``."""
 
 
+class StepSize(Protocol):
+    """How large an optimizer step of the whole job is; a ``TrainBatch`` is one where it holds the whole step."""
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Unmasked tokens of all replicas, also those of rows dropped for lack of signal."""
+
+    @property
+    def num_planned_rollouts(self) -> int:
+        """B·N of the optimizer step."""
+
+
 class Loss(Protocol):
     """A loss over rows ``[B, S]``; position t speaks of predicting token t."""
 
@@ -35,8 +45,12 @@ class Loss(Protocol):
     def needs_reference(self) -> bool:
         """Whether the loss reads the log-probs of the fixed reference policy."""
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
-        """The constant by which every micro-batch of ``batch`` is divided."""
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of every metric that the loss returns: ranks without a micro-batch need them too."""
+
+    def normalizer_of(self, step: StepSize) -> float:
+        """The constant by which every micro-batch of the step is divided."""
 
     def __call__(
         self,

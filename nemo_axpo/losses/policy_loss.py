@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from nemo_axpo.losses.aggregation import get_aggregation, weighted_sum
-from nemo_axpo.losses.base import TOKEN_COUNT, LossOutput
+from nemo_axpo.losses.base import TOKEN_COUNT, LossOutput, StepSize
 from nemo_axpo.losses.kl import kl_k3
-from nemo_axpo.types import TrainBatch
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,14 @@ class PolicyLoss:
         """Whether the KL term is on."""
         return self.kl_coef > 0
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What :meth:`__call__` measures."""
+        return ("policy_loss", "kl", "clip_fraction", "ratio_mean", TOKEN_COUNT)
+
+    def normalizer_of(self, step: StepSize) -> float:
         """The constant of the step under this loss's aggregation."""
-        return get_aggregation(self.aggregation).normalizer_of(batch)
+        return get_aggregation(self.aggregation).normalizer_of(step)
 
     def __call__(
         self,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nemo_axpo.losses.aggregation import get_aggregation, weighted_sum
-from nemo_axpo.losses.base import TOKEN_COUNT, LossOutput
-from nemo_axpo.types import TrainBatch
+from nemo_axpo.losses.base import TOKEN_COUNT, LossOutput, StepSize
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,14 @@ class SupervisedLoss:
         """No KL term."""
         return False
 
-    def normalizer_of(self, batch: TrainBatch) -> float:
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What :meth:`__call__` measures."""
+        return ("nll", TOKEN_COUNT)
+
+    def normalizer_of(self, step: StepSize) -> float:
         """The constant of the step under this loss's aggregation."""
-        return get_aggregation(self.aggregation).normalizer_of(batch)
+        return get_aggregation(self.aggregation).normalizer_of(step)
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Run by torchrun: scores and updates under each parallel layout, and saves beside each checkpoint what rank 0 sees.
+"""Run by torchrun: scores and updates under each parallel layout, and saves beside each checkpoint what ranks see.
 
 torchrun --nproc-per-node 2 layout_worker.py NAME=TP,PP,SP … -- CHECKPOINT …
 """
@@ -39,12 +39,12 @@ def train(checkpoint: str, layout: ParallelLayout) -> dict:
         checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, optimizer=settings, layout=layout,
         micro_batch_tokens=60,
     )  # fmt: skip
-    samples = mixed_samples()
-    logprobs = torch.cat(actor.logprobs(samples))
-    batches = [TrainBatch(tuple(share), num_planned_rollouts=6) for share in shares(samples)]
+    batches = [TrainBatch(tuple(share), num_planned_rollouts=6) for share in shares(mixed_samples())]
+    logprobs = dict(zip((s.rollout_id for s in batches[0].samples), actor.logprobs(batches[0].samples), strict=True))
     metrics = [actor.update(batch, loss=PolicyLoss()) for batch in batches]
+    metrics.append(actor.update(TrainBatch((), 6), loss=PolicyLoss()))
     weights = {name: tensor.detach().clone() for name, tensor in actor.hf_tensors()}
-    return {"logprobs": logprobs, "metrics": metrics, "weights": weights}
+    return {"logprobs": logprobs, "metrics": metrics, "weights": weights, "steps": actor.policy_version}
 
 
 def main() -> None:
@@ -57,8 +57,7 @@ def main() -> None:
         tensor, pipeline, sequence = map(int, values.split(","))
         for checkpoint in checkpoints:
             result = train(checkpoint, ParallelLayout(tensor, pipeline, bool(sequence)))
-            if dist.get_rank() == 0:
-                torch.save(result, Path(checkpoint) / f"{name}.pt")
+            torch.save(result, Path(checkpoint) / f"{name}.{dist.get_rank()}.pt")
         parallel_state.destroy_model_parallel()  # the next layout builds its own groups
 
 

@@ -40,9 +40,14 @@ def test_layout_does_not_matter(checkpoints, embeddings):
     path = checkpoints[embeddings]
     alone = train(str(path), ParallelLayout())
     for name in LAYOUTS:
-        shared = torch.load(path / f"{name}.pt")
-        assert (shared["logprobs"] - alone["logprobs"]).abs().max() < 1e-5, name
-        for ours, theirs in zip(shared["metrics"], alone["metrics"], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), name
+        ranks = [torch.load(path / f"{name}.{rank}.pt") for rank in range(2)]
+        assert {key for rank in ranks for key in rank["logprobs"]} == alone["logprobs"].keys()
+        for shared in ranks:
+            for key, values in shared["logprobs"].items():
+                assert (values - alone["logprobs"][key]).abs().max() < 1e-5, (name, key)
+            for ours, theirs in zip(shared["metrics"], alone["metrics"], strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), name
+            assert shared["metrics"] == ranks[0]["metrics"], "metrics are equal on every rank"
+            assert shared["steps"] == 3, "nobody steps where no replica has a sample"
         for key, tensor in alone["weights"].items():
-            assert (shared["weights"][key] - tensor).abs().max() < 1e-5, (name, key)
+            assert (ranks[0]["weights"][key] - tensor).abs().max() < 1e-5, (name, key)
