@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(subparsers)
     _add_sft(subparsers)
     _add_eval(subparsers)
+    _add_doctor(subparsers)
     _add_export(subparsers)
     _add_report(subparsers)
     _add_quickstart(subparsers)
@@ -120,6 +121,17 @@ def _add_eval(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--run", dest="run_dir", type=Path, metavar="DIR", help="take the settings of this run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON too")
     parser.set_defaults(run=_eval)
+
+
+def _add_doctor(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="check that engine and trainer agree before a run",
+        description="Compares engine and trainer on text, a picture and a tool's picture; training starts with the same.",
+        epilog="example: nemo-axpo doctor model.path=outputs/sft/hf",
+    )
+    _add_config_options(parser)
+    parser.set_defaults(run=_doctor)
 
 
 def _add_export(subparsers: argparse._SubParsersAction) -> None:
@@ -197,6 +209,14 @@ def _eval(options: argparse.Namespace) -> None:
     from nemo_axpo.eval.command import run_eval
 
     run_eval(config, output=options.output)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    config = _composed_config(options, settings={})
+    _check(config, needs_policy=True)
+    from nemo_axpo.canaries.doctor import run_doctor
+
+    run_doctor(config)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -15,6 +15,10 @@ class CheckpointError(ValueError):
     """A training checkpoint that cannot be written, or is not what was written."""
 
 
+class CanaryError(ValueError):
+    """Engine and trainer do not see or sample the same: a run would train on something else than it measures."""
+
+
 class MissingExtraError(ImportError):
     """An optional package that is not installed; the message holds its install line."""
 

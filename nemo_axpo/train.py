@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from nemo_axpo import assembly
+from nemo_axpo.canaries.checks import require
+from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.checkpoint_store import CheckpointStore
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
@@ -85,6 +87,7 @@ class Trainer:
         self._loop.sync()
         try:
             await self._check_verifiers()
+            await self._check_engine()
             if done == 0:
                 await self._write_evaluation("initial")
             with open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log:
@@ -127,6 +130,13 @@ class Trainer:
             self._config, stream="train", seed=self._config.seed, images=self._bench.images
         )
         await assembly.build_verifiers().check(stream.take(0, 4))
+
+    async def _check_engine(self) -> None:
+        """CanaryError unless engine and trainer see the same pictures and sample the same distribution."""
+        checks = await run_canaries(
+            self._config, bench=self._bench, actor=self._actor, engine=self._engine, replicas=self._replicas
+        )
+        require(checks)
 
     def _record(self, step: Step, *, number: int) -> None:
         experience = step.experience

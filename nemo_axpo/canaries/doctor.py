@@ -1,0 +1,53 @@
+"""``nemo-axpo doctor``: the canaries alone, as a table."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+from rich.table import Table
+
+from nemo_axpo import assembly
+from nemo_axpo.canaries.checks import Check, require
+from nemo_axpo.canaries.run import run_canaries
+from nemo_axpo.config.schema import Config
+from nemo_axpo.distributed.weight_sync import sync_weights
+
+
+def run_doctor(config: Config, *, console: Console | None = None) -> tuple[Check, ...]:
+    """Builds actor and engine of ``config.model.path`` as training does; every rank of a job calls it.
+
+    Prints one line a check, then raises CanaryError where one failed.
+    """
+    replicas = assembly.build_replicas(config)
+    checks = asyncio.run(_measure(config, replicas=replicas))
+    if replicas.is_main:
+        (console or Console()).print(_table(checks))
+    require(checks)
+    return checks
+
+
+async def _measure(config: Config, *, replicas) -> tuple[Check, ...]:
+    bench = assembly.build_workbench(config, checkpoint=config.model.path)
+    actor = assembly.build_actor(
+        config, bench=bench, optimizer=assembly.policy_optimizer(config), keep_reference=False, seed=config.seed
+    )
+    engine = assembly.build_engine(config, bench=bench) if replicas.is_leader else None
+    try:
+        sync_weights(actor, engine)
+        return await run_canaries(config, bench=bench, actor=actor, engine=engine, replicas=replicas)
+    finally:
+        if engine is not None:
+            await engine.close()
+
+
+def _table(checks: tuple[Check, ...]) -> Table:
+    table = Table(caption="parity: mean |trainer - engine| in nats per token; sight: largest change by a gray picture")
+    for title in ("check", "replica", "measured", "limit", ""):
+        table.add_column(title, justify="right" if title in ("measured", "limit") else "left")
+    for check in checks:
+        sign = "≤" if check.name.startswith("parity") else ">"
+        table.add_row(
+            check.name, str(check.replica), f"{check.value:.1e}", f"{sign} {check.limit:g}", "ok" if check.passed else "FAILED"
+        )
+    return table
