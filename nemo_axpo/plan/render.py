@@ -68,7 +68,7 @@ def _print_layout(layout: JobLayout, *, console: Console) -> None:
     parts = (layout.tensor_parallel, layout.pipeline_parallel, layout.data_parallel)
     console.print(
         f"{layout.world_size} ranks = TP {parts[0]} × PP {parts[1]} × DP {parts[2]}, "
-        f"{layout.num_nodes} nodes of {layout.gpus_per_node} GPUs",
+        f"{layout.num_nodes} node{'s' if layout.num_nodes > 1 else ''} of {layout.gpus_per_node} GPUs",
         style="bold",
         highlight=False,
     )
@@ -112,14 +112,15 @@ def _parameter_table(plan: Plan) -> Table:
 
 
 def _memory_table(request: PlanRequest, plan: Plan) -> Table:
-    table = Table(title="Memory of the fullest rank of each stage, GiB", title_justify="left", show_footer=True)
-    table.add_column("", footer=f"peak, of {request.machine.usable_bytes / GIB:.1f} usable")
+    unit, name = (GIB, "GiB") if plan.peak_bytes >= GIB else (GIB / 1024, "MiB")
+    table = Table(title=f"Memory of the fullest rank, {name}", title_justify="left", show_footer=True)
+    table.add_column("", footer=f"peak, of {request.machine.usable_bytes / GIB:.1f} GiB usable")
     for stage in plan.stages:
-        table.add_column(f"stage {stage.stage}", justify="right", footer=_gib(stage.memory.total))
+        table.add_column(f"stage {stage.stage}", justify="right", footer=_size(stage.memory.total, unit=unit))
     for kind, title in _KINDS.items():
         sizes = [getattr(stage.memory, kind) for stage in plan.stages]
         if any(sizes):
-            table.add_row(title, *map(_gib, sizes))
+            table.add_row(title, *(_size(size, unit=unit) for size in sizes))
     return table
 
 
@@ -146,7 +147,6 @@ def _print_step(request: PlanRequest, plan: Plan, *, console: Console) -> None:
     console.print(table)
 
 
-def _gib(num_bytes: float) -> str:
-    """Small sizes keep two digits."""
-    size = num_bytes / GIB
+def _size(num_bytes: float, *, unit: float) -> str:
+    size = num_bytes / unit
     return "–" if not num_bytes else f"{size:.2f}" if size >= 0.005 else "<0.01"

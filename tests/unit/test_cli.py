@@ -47,7 +47,7 @@ def only(calls):
     return call
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "eval", "doctor", "export", "report", "quickstart"])
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "doctor", "export", "report", "plan", "quickstart"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
