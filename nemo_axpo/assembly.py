@@ -18,7 +18,7 @@ from nemo_axpo.config.checks import algorithm_arguments
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
-from nemo_axpo.data.minibatches import RowCost
+from nemo_axpo.data.row_cost import RowCostModel, row_cost_model
 from nemo_axpo.data.vocabulary import banned_token_ids, load_tokenizer
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.engines.base import Engine
@@ -26,6 +26,7 @@ from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config
+from nemo_axpo.plan.sizes import model_sizes
 from nemo_axpo.rewards.base import VerifierRegistry
 from nemo_axpo.rewards.exact_match import ExactMatch
 from nemo_axpo.rollouts.agent import Agent
@@ -171,9 +172,9 @@ def build_replicas(config: Config) -> Replicas:
     return ProcessReplicas(ranks, timeout_s=timeout_s)
 
 
-def build_row_cost(*, bench: Workbench) -> RowCost:
-    """What a row costs the actor, relative to others; replicas are balanced by it."""
-    return lambda sample: float(len(sample.token_ids))
+def build_row_cost(*, bench: Workbench) -> RowCostModel:
+    """What a row costs the actor; replicas are balanced by it."""
+    return row_cost_model(model_sizes(bench.hf_config), image_token_id=bench.hf_config.image_token_id)
 
 
 def parallel_layout(config: Config) -> ParallelLayout:

@@ -25,7 +25,8 @@ from nemo_axpo.algorithms.base import Algorithm
 from nemo_axpo.algorithms.confidence import resample_scores, rollout_scores
 from nemo_axpo.algorithms.metrics import rollout_metrics
 from nemo_axpo.data.images import ImageStore
-from nemo_axpo.data.minibatches import PlannedMinibatch, RowCost, RowInfo, plan_minibatches, row_info
+from nemo_axpo.data.minibatches import PlannedMinibatch, RowInfo, plan_minibatches, row_infos
+from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.data.samples import build_samples, cut_prefix
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.distributed.weight_sync import sync_weights
@@ -136,7 +137,7 @@ class TrainingLoop:
         questions: QuestionSource,
         image_store: ImageStore,
         settings: LoopSettings,
-        row_cost: RowCost,
+        row_cost: RowCostModel,
         replicas: Replicas = _ONE_PROCESS,
     ) -> None:
         """``engine`` and ``producer``: None on ranks that do not sample. ``row_cost``: what balances the replicas."""
@@ -207,23 +208,26 @@ class TrainingLoop:
 
         At the first one old and current policy are the same, so only the rows of the later ones are scored beforehand.
         """
-        batches = self._minibatches(samples, index=index)
+        planned, batches = self._minibatches(samples, index=index)
         later = [sample for batch in batches[1:] for sample in batch.samples]
         old = dict(zip((sample.rollout_id for sample in later), self._actor.logprobs(later), strict=True))
         results = []
         for number, batch in enumerate(batches):
             old_logprobs = [old[sample.rollout_id] for sample in batch.samples] if number else None
             lr = self.learning_rate(index * len(batches) + number)
-            results.append(self._actor.update(batch, loss=self._loss, lr=lr, old_logprobs=old_logprobs))
+            result = self._actor.update(batch, loss=self._loss, lr=lr, old_logprobs=old_logprobs)
+            results.append({**result, "batch/imbalance": planned[number].imbalance})
         return minibatch_metrics([result for result in results if "update/loss" in result])
 
-    def _minibatches(self, samples: Sequence[TrainingSample], *, index: int) -> list[TrainBatch]:
-        """This replica's share of every mini-batch of the step.
+    def _minibatches(
+        self, samples: Sequence[TrainingSample], *, index: int
+    ) -> tuple[list[PlannedMinibatch], list[TrainBatch]]:
+        """Every mini-batch of the step, and this replica's share of it.
 
         Whole questions, so that rows which share a prompt stay together. Without a KL term rows of advantage 0 have no
         gradient: they are counted but not computed.
         """
-        rows = self._replicas.gather([row_info(sample, cost=self._row_cost) for sample in samples], kind=RowInfo)
+        rows = self._replicas.gather(row_infos(samples, cost=self._row_cost), kind=RowInfo)
         planned = plan_minibatches(
             rows,
             num_minibatches=self._settings.num_minibatches,
@@ -234,7 +238,7 @@ class TrainingLoop:
         replica_of = {row: replica for minibatch in planned for row, replica in minibatch.replica_of.items()}
         moved = self._replicas.move(samples, replica_of=replica_of, image_store=self._images)
         by_id = {sample.rollout_id: sample for sample in moved}
-        return [self._batch(minibatch, samples=by_id) for minibatch in planned]
+        return planned, [self._batch(minibatch, samples=by_id) for minibatch in planned]
 
     def _batch(self, minibatch: PlannedMinibatch, *, samples: Mapping[str, TrainingSample]) -> TrainBatch:
         own = tuple(samples[rollout_id] for rollout_id in minibatch.rows_of(self._replicas.index))

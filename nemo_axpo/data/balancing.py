@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
 
-@dataclass(frozen=True)
-class ChainItem:
-    """One row of a chain. Example: a row of cost 380 that starts with 120 of the row before: ``ChainItem(380, 120)``."""
+class ChainItem(Protocol):
+    """One row of a chain."""
 
     cost: float
     """Alone."""
-    shared: float = 0.0
+    shared: float
     """Part of ``cost`` that the row before in the chain has paid; 0 in a chain's first row."""
 
 
@@ -55,8 +54,9 @@ def balance_chains(
 ) -> list[list[tuple[int, int]]]:
     """Parts of ``(chain, item)``, ascending; whole chains if they balance within ``tolerance``, else runs of them.
 
-    The longest runs get shorter by a third until all balance or are single items. Splitting a chain costs its shared beginning once more, so of
-    all tries the one whose costliest part is cheapest is kept, and among equals the one with the fewest runs.
+    The costliest runs get shorter until all balance or are single items. Splitting a chain costs its shared beginning
+    once more, so of all tries the one whose costliest part is cheapest is kept, and among equals the one with the fewest
+    runs.
     """
     limit = sum(run_cost(chain) for chain in chains)
     best: tuple[float, list[list[tuple[int, int]]]] | None = None
@@ -67,9 +67,12 @@ def balance_chains(
         loads = [sum(costs[index] for index in part) for part in parts]
         if best is None or max(loads) < best[0]:
             best = max(loads), [[(runs[index][0], item) for index in part for item in runs[index][1]] for part in parts]
-        if imbalance_of_loads(loads) <= tolerance or all(len(run) == 1 for _, run in runs):
+        divisible = [(cost, chains[c][run[-1]]) for cost, (c, run) in zip(costs, runs) if len(run) > 1]
+        if imbalance_of_loads(loads) <= tolerance or not divisible:
             return best[1]
-        limit = max(cost for cost, (_, run) in zip(costs, runs) if len(run) > 1) * 2 / 3
+        cost, last = max(divisible, key=lambda pair: pair[0])
+        # One item less; at least a tenth less, so that long chains take tens of tries and not one per item.
+        limit = min(cost - (last.cost - last.shared), 0.9 * cost)
 
 
 def run_cost(run: Sequence[ChainItem]) -> float:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_axpo.data.balancing import (
-    ChainItem,
     balance,
     balance_chains,
     imbalance,
     run_cost,
     split_chain,
 )
+
+
+@dataclass(frozen=True)
+class ChainItem:
+    cost: float
+    shared: float = 0.0
+
 
 COSTS = st.lists(st.integers(0, 50), max_size=30)
 

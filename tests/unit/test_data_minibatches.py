@@ -5,15 +5,21 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_axpo.data.minibatches import RowInfo, assign_rows, plan_minibatches, row_info
+from nemo_axpo.data.minibatches import (
+    RowInfo,
+    assign_rows,
+    plan_minibatches,
+    replica_loads,
+    row_infos,
+    select_rows,
+)
+from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.types import TrainingSample
 
 
 def rows_of(*sizes, cost=1.0, has_advantage=True):
     """Question i has ``sizes[i]`` rows of 3 trained tokens."""
-    return [
-        RowInfo(f"q{q}/{n}", f"q{q}", 3, has_advantage, cost) for q, size in enumerate(sizes) for n in range(size)
-    ]
+    return [RowInfo(f"q{q}/{n}", f"q{q}", 3, has_advantage, cost) for q, size in enumerate(sizes) for n in range(size)]
 
 
 def plan(rows, *, num_minibatches=2, num_replicas=1, seed=0, drops=False):
@@ -22,9 +28,31 @@ def plan(rows, *, num_minibatches=2, num_replicas=1, seed=0, drops=False):
     )
 
 
-def test_what_is_told_of_a_row():
-    sample = TrainingSample("q/1", "q", (1, 2, 3), (False, True, True), (0.0, 0.5, 0.5), (0.0, -1.0, -1.0))
-    assert row_info(sample, cost=lambda s: 10.0 * len(s.token_ids)) == RowInfo("q/1", "q", 2, True, 30.0)
+COST = RowCostModel(token=10, pair=2, output=100, patch=0, patch_pair=0, patches_per_token=4, image_token_id=-1)
+
+
+def sample(name, *token_ids, question="q"):
+    zeros = (0.0,) * (len(token_ids) - 1)
+    return TrainingSample(name, question, token_ids, (False,) * len(zeros) + (True,), (*zeros, 0.5), (*zeros, -1.0))
+
+
+def test_what_is_told_of_rows():
+    # alone: 3 tokens and 6 pairs, 30 + 12 + 100; of 4 tokens 40 + 20 + 100; two shared tokens and their 3 pairs: 26
+    rows = [sample("q/1", 1, 2, 4, 5), sample("p/0", 1, 2, 3, question="p"), sample("q/0", 1, 2, 3)]
+    assert row_infos(rows, cost=COST) == [
+        RowInfo("q/0", "q", 1, True, 142.0),
+        RowInfo("q/1", "q", 1, True, 160.0, shared=26.0),
+        RowInfo("p/0", "p", 1, True, 142.0),
+    ]
+
+
+def test_a_row_shares_with_the_last_one_that_stays():
+    rows = [RowInfo(name, "q", 1, True, 100.0, shared) for name, shared in zip("abcd", (0.0, 50.0, 30.0, 60.0))]
+    assert [row.shared for row in select_rows(rows, keeps=lambda row: row.rollout_id != "c")] == [0.0, 50.0, 30.0]
+    assert [row.shared for row in select_rows(rows, keeps=lambda row: row.rollout_id in "bd")] == [0.0, 30.0]
+    # a and c together: 100 + 70; b and d: 100 + 70
+    replica_of = {"a": 0, "b": 1, "c": 0, "d": 1}
+    assert replica_loads(rows, replica_of=replica_of, num_replicas=2) == [170.0, 170.0]
 
 
 def test_a_minibatch_holds_whole_questions():
@@ -66,3 +94,14 @@ def test_every_row_is_trained_once_wherever_it_was_sampled(sizes, num_minibatche
         assert sorted(row for replica in range(num_replicas) for row in many.rows_of(replica)) == sorted(one.replica_of)
     trained = [row for minibatch in shared for row in minibatch.replica_of]
     assert sorted(trained) == sorted(row.rollout_id for row in rows)
+
+
+def test_a_question_stays_on_one_replica_unless_that_is_slower():
+    shared = [0.0, 8.0, 8.0, 8.0]
+    rows = [RowInfo(f"{q}/{n}", q, 1, True, 10.0, shared[n]) for q in "ab" for n in range(4)]
+    assert [part.imbalance for part in plan(rows, num_minibatches=1, num_replicas=2)] == [0.0]
+    owner = assign_rows(rows, num_replicas=2)
+    assert {owner[f"a/{n}"] for n in range(4)} != {owner[f"b/{n}"] for n in range(4)} and len(set(owner.values())) == 2
+    # one question of 16 on two replicas: 12 | 12 with the beginning paid twice
+    owner = assign_rows(rows[:4], num_replicas=2)
+    assert replica_loads(rows[:4], replica_of=owner, num_replicas=2) == [12.0, 12.0]

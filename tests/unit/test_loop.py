@@ -9,6 +9,7 @@ import pytest
 
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
+from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.loop import LoopSettings, TrainingLoop, experience_metrics, minibatch_metrics
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.types import Completion, Message, Question, RenderedTokens, Rollout, RolloutStatus, ToolCall, Turn
@@ -127,7 +128,7 @@ def make_loop(algorithm=None, *, kl_coef=1e-3, mastered=(), **settings):
         producer=Producer(log, mastered),
         questions=Questions(log),
         image_store=Images(log),
-        row_cost=lambda sample: float(len(sample.token_ids)),
+        row_cost=RowCostModel(1, 0, 0, 0, 0, patches_per_token=4, image_token_id=-1),
         settings=LoopSettings(
             **{"seed": 0, "num_questions": algorithm.num_questions, "temperature": 0.8, "lr": 0.1} | settings
         ),
