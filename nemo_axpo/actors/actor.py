@@ -25,6 +25,7 @@ from torch import Tensor
 from nemo_axpo.actors import optimizer as adam
 from nemo_axpo.actors import state, training_step
 from nemo_axpo.actors.megatron_setup import ParallelLayout
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_microbatches
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.actors.packing import FeatureStore, VisionTokens
@@ -37,7 +38,7 @@ from nemo_axpo.models.qwen3_vl.model import build_stage
 from nemo_axpo.models.vocab_parallel import VocabShard
 from nemo_axpo.types import TrainBatch, TrainingSample
 
-_ONE_PROCESS = ParallelLayout()
+_ONE_PROCESS, _PLAIN = ParallelLayout(), MemorySettings()
 
 
 class Actor:
@@ -60,18 +61,22 @@ class Actor:
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         keep_reference: bool = True,
+        memory: MemorySettings = _PLAIN,
+        freeze_vision: bool = False,
     ) -> None:
         """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
 
         ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward
         and backward pass. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
-        second copy of the weights where no loss needs it. ValueError for a checkpoint that is broken, of another model,
-        or that the layout does not divide.
+        second copy of the weights where no loss needs it. ``freeze_vision``: the vision tower and its mergers are not
+        trained. ValueError for a checkpoint that is broken, of another model, or that the layout does not divide.
         """
         self._device = torch.device(device)
+        memory.check_device(self._device.type)
         megatron_setup.initialize(layout, device=self._device, seed=seed)
         self.checkpoint, self.hf_config = Path(checkpoint), loading.load_hf_config(checkpoint)
-        self._config = transformer_config(self.hf_config, dtype=dtype, **vars(layout))
+        fields = {**vars(layout), **memory.transformer_fields()}
+        self._config = transformer_config(self.hf_config, dtype=dtype, **fields)
         self._image_store, self._micro_batch_tokens, self._settings = image_store, micro_batch_tokens, optimizer
         self._vision = VisionTokens(
             self.hf_config.image_token_id,
@@ -81,8 +86,10 @@ class Actor:
         self._shard = _vocab_shard(self.hf_config.text_config.vocab_size, banned_ids=banned_token_ids).to(self._device)
         self._model = self._load_stage()
         self._reference = self._load_stage().requires_grad_(False) if keep_reference else None
-        self._ddp = _wrap(self._model, config=self._config)
-        self._optimizer = adam.build_optimizer(self._ddp, settings=optimizer, dtype=dtype)
+        if freeze_vision and self._model.pre_process:
+            self._model.visual.requires_grad_(False)
+        self._ddp = _wrap(self._model, config=self._config, memory=memory)
+        self._optimizer = adam.build_optimizer(self._ddp, settings=optimizer, dtype=dtype, memory=memory)
         self.policy_version = 0
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[Tensor]:
@@ -237,9 +244,15 @@ def _vocab_shard(vocab_size: int, *, banned_ids: Sequence[int]) -> VocabShard:
     )
 
 
-def _wrap(model: Any, *, config: Any) -> DistributedDataParallel:
-    """Megatron's DDP: gradients of all micro-batches gather in one float32 buffer, summed over replicas at the end."""
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+def _wrap(model: Any, *, config: Any, memory: MemorySettings) -> DistributedDataParallel:
+    """Megatron's DDP: gradients of all micro-batches gather in one float32 buffer, summed over replicas at the end.
+
+    The sum is not overlapped with the backward pass: megatron then wants a gradient of every parameter in every last
+    micro-batch, which the vision tower has only where that micro-batch shows an image.
+    """
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=memory.distributed_optimizer
+    )
     ddp = DistributedDataParallel(config, ddp_config, model)
     config.finalize_model_grads_func = training_step.sum_model_grads
     return ddp.train()

@@ -17,6 +17,9 @@ from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_mega
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
+from nemo_axpo.actors.memory import MemorySettings
+
+_PLAIN = MemorySettings()
 logger = logging.getLogger(__name__)
 
 
@@ -82,8 +85,13 @@ class TorchAdamW(torch.optim.Optimizer):
         return self.state[param][name]
 
 
-def build_optimizer(model: Any, *, settings: AdamSettings, dtype: torch.dtype) -> Any:
-    """Megatron's optimizer of a model wrapped in megatron's DDP; in bf16 it keeps float32 master weights."""
+def build_optimizer(
+    model: Any, *, settings: AdamSettings, dtype: torch.dtype, memory: MemorySettings = _PLAIN
+) -> Any:
+    """Megatron's optimizer of a model wrapped in megatron's DDP; in bf16 it keeps float32 master weights.
+
+    Offloaded to the host it is megatron's ``HybridDeviceOptimizer``: not yet run on a GPU.
+    """
     _use_torch_adamw()
     config = OptimizerConfig(
         optimizer="adam",
@@ -96,6 +104,12 @@ def build_optimizer(model: Any, *, settings: AdamSettings, dtype: torch.dtype) -
         clip_grad=settings.clip_grad,
         bf16=dtype is torch.bfloat16,
         params_dtype=dtype,
+        use_distributed_optimizer=memory.distributed_optimizer,
+        # Megatron's offload takes gradients where its precision-aware path leaves them.
+        use_precision_aware_optimizer=memory.offload_optimizer,
+        optimizer_cpu_offload=memory.offload_optimizer,
+        optimizer_offload_fraction=float(memory.offload_optimizer),
+        overlap_cpu_optimizer_d2h_h2d=memory.offload_optimizer,
     )
     (optimizer,) = get_megatron_optimizer(config, [model]).chained_optimizers  # a second one would be for experts
     return optimizer
@@ -116,7 +130,8 @@ def step(optimizer: Any, *, settings: AdamSettings, lr: float) -> float:
             f"the gradient norm must be finite; got {grad_norm}: lower the learning rate, or look for a bad sample"
         )
     if settings.clip_grad > 0:
-        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), settings.clip_grad, grad_norm)
+        is_decoupled = optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+        clip_grad_by_total_norm_fp32(optimizer.get_parameters(), settings.clip_grad, grad_norm, is_decoupled)
     optimizer.step_with_ready_grads()
     return grad_norm
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import tensor_parallel
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
@@ -34,7 +36,10 @@ class PackedSelfAttention(SelfAttention):
         """
         query, key, value = self.get_query_key_value_tensors(hidden_states)
         query, key = rotate(query, rotary=rotary_pos_emb), rotate(key, rotary=rotary_pos_emb)
-        return self.linear_proj(self.core_attention(query, key, value, rows=packed_seq_params))
+        attend = functools.partial(self.core_attention, rows=packed_seq_params)
+        if self.checkpoint_core_attention and self.training:
+            return self.linear_proj(tensor_parallel.checkpoint(attend, False, query, key, value))
+        return self.linear_proj(attend(query, key, value))
 
 
 class PackedAttention(torch.nn.Module):

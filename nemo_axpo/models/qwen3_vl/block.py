@@ -5,9 +5,12 @@ The features are an argument of the forward, so recomputation sees them and thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 
-from megatron.core import tensor_parallel
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
@@ -31,18 +34,48 @@ class DeepStackBlock(TransformerBlock):
         """
         if not self.pre_process:
             hidden_states = self.input_tensor
-        for number, layer in enumerate(self.layers):
-            hidden_states = self._run_layer(layer, hidden_states, rows=rows, rotary=rotary)
-            if number < len(deepstack):
-                hidden_states = hidden_states + deepstack[number]
+        for start, end, is_recomputed in recompute_units(self.config, num_layers=len(self.layers)):
+            run = functools.partial(self._run_layers, start=start, end=end, rows=rows, rotary=rotary)
+            levels = deepstack[start:end]
+            if is_recomputed and self.training:
+                hidden_states = _checkpointed(run, hidden_states, *levels, config=self.config)
+            else:
+                hidden_states = run(hidden_states, *levels)
         return hidden_states if self.final_layernorm is None else self.final_layernorm(hidden_states)
 
-    def _run_layer(
-        self, layer: object, hidden_states: Tensor, *, rows: PackedRows, rotary: tuple[Tensor, Tensor]
+    def _run_layers(
+        self, states: Tensor, *levels: Tensor, start: int, end: int, rows: PackedRows, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        def run(states: Tensor) -> Tensor:
-            return layer(states, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=rows)[0]
+        """Layers ``start`` to ``end``, the first of them followed by ``levels``."""
+        for layer, level in itertools.zip_longest(self.layers[start:end], levels):
+            states = layer(states, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=rows)[0]
+            if level is not None:
+                states = states + level
+        return states
 
-        if self.config.recompute_granularity == "full" and self.training:
-            return tensor_parallel.checkpoint(run, self.config.distribute_saved_activations, hidden_states)
-        return run(hidden_states)
+
+def recompute_units(config: TransformerConfig, *, num_layers: int) -> list[tuple[int, int, bool]]:
+    """(first layer, one past the last, whether recomputed) of runs of layers, as megatron's ``TransformerBlock`` cuts them.
+
+    ``uniform`` keeps the input of every ``recompute_num_layers`` layers; ``block`` recomputes the first
+    ``recompute_num_layers`` layers one by one.
+    """
+    if config.recompute_granularity != "full":
+        return [(0, num_layers, False)]
+    size = config.recompute_num_layers
+    if config.recompute_method == "uniform":
+        return [(start, min(start + size, num_layers), True) for start in range(0, num_layers, size)]
+    cut = min(size, num_layers)
+    return [(layer, layer + 1, True) for layer in range(cut)] + [(cut, num_layers, False)]
+
+
+def _checkpointed(run: Callable[..., Tensor], *states: Tensor, config: TransformerConfig) -> Tensor:
+    """``run(*states)``, computed again in the backward pass; what has a gradient must be among ``states``."""
+    if config.fp8:
+        # Transformer Engine's own checkpoint keeps the amax history of a layer from counting its forward pass twice.
+        from megatron.core.extensions.transformer_engine import te_checkpoint
+
+        group = parallel_state.get_tensor_model_parallel_group()
+        tracker = tensor_parallel.random.get_cuda_rng_tracker
+        return te_checkpoint(run, config.distribute_saved_activations, tracker, group, *states)
+    return tensor_parallel.checkpoint(run, config.distribute_saved_activations, *states)

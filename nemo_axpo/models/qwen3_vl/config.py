@@ -19,8 +19,9 @@ def transformer_config(
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     sequence_parallel: bool = False,
+    **fields: Any,
 ) -> TransformerConfig:
-    """Megatron's configuration of ``hf_config``'s text model.
+    """Megatron's configuration of ``hf_config``'s text model; ``fields``: further ones, of recomputation say.
 
     ValueError for what this model does not have (attention bias, another activation, scaled RoPE) and for sizes the
     layout does not divide.
@@ -63,6 +64,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
+        **fields,
     )
 
 

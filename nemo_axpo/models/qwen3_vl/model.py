@@ -39,7 +39,8 @@ class Qwen3VLModel(LanguageModule):
         self.share_embeddings_and_output_weights = is_tied(hf_config)
         self.rotary = InterleavedRope(head_dim=head_dim(text), theta=theta, sections=sections)
         if pre_process:
-            self.visual = VisionTower(hf_config.vision_config).to(config.params_dtype)
+            is_full = config.recompute_granularity == "full"
+            self.visual = VisionTower(hf_config.vision_config, recomputes_blocks=is_full).to(config.params_dtype)
             self.embedding = LanguageModelEmbedding(
                 config, text.vocab_size, 0, position_embedding_type="none", scatter_to_sequence_parallel=False
             )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
 from nemo_axpo.models.qwen3_vl.inputs import ImageBatch
@@ -24,10 +25,11 @@ _ROPE_THETA = 10000.0
 class VisionTower(nn.Module):
     """Patches to language-model embeddings, plus one set of features per DeepStack level."""
 
-    def __init__(self, config: Any) -> None:
-        """``config``: the checkpoint's ``vision_config``."""
+    def __init__(self, config: Any, *, recomputes_blocks: bool = False) -> None:
+        """``config``: the checkpoint's ``vision_config``. ``recomputes_blocks``: keep their inputs alone for backward."""
         super().__init__()
         self.config = config
+        self._recomputes_blocks = recomputes_blocks
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
@@ -52,7 +54,10 @@ class VisionTower(nn.Module):
         rotary = cos.to(states.device), sin.to(states.device)
         deepstack = []
         for number, block in enumerate(self.blocks):
-            states = block(states, rotary=rotary)
+            if self._recomputes_blocks and self.training:
+                states = checkpoint(block, states, rotary=rotary, use_reentrant=False, preserve_rng_state=False)
+            else:
+                states = block(states, rotary=rotary)
             if number in config.deepstack_visual_indexes:
                 level = config.deepstack_visual_indexes.index(number)
                 deepstack.append(self.deepstack_merger_list[level](states))
