@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.algorithms.base import Algorithm, get_algorithm
-from nemo_axpo.config.checks import algorithm_arguments
+from nemo_axpo.config.checks import algorithm_arguments, memory_arguments
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
@@ -153,6 +154,8 @@ def build_actor(
         dtype=DTYPES[section.dtype],
         seed=seed,
         keep_reference=keep_reference,
+        memory=MemorySettings(**memory_arguments(config)),
+        freeze_vision=section.freeze_vision,
     )
 
 
@@ -181,7 +184,8 @@ def parallel_layout(config: Config) -> ParallelLayout:
     """How ranks share one model."""
     from nemo_axpo.actors.megatron_setup import ParallelLayout
 
-    return ParallelLayout(config.actor.tensor_parallel, config.actor.pipeline_parallel)
+    section = config.actor
+    return ParallelLayout(section.tensor_parallel, section.pipeline_parallel, section.sequence_parallel)
 
 
 def policy_optimizer(config: Config) -> AdamSettings:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
@@ -28,6 +30,8 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_algorithm_problems(config),
         *_length_problems(config),
         *_layout_problems(config, world_size=world_size),
+        *_unsupported(config),
+        *_memory_problems(config),
     ]
 
 
@@ -47,6 +51,11 @@ def check_model_path(config: Config) -> None:
 def algorithm_arguments(config: Config) -> dict[str, object]:
     """Keyword arguments of the algorithm's constructor: its section and B."""
     return {"num_questions": config.data.num_questions_per_step, **config.algorithm.model_dump(exclude={"name"})}
+
+
+def memory_arguments(config: Config) -> dict[str, object]:
+    """Keyword arguments of ``MemorySettings``: the keys of the actor's section that it has too."""
+    return {field.name: getattr(config.actor, field.name) for field in fields(MemorySettings)}
 
 
 def _algorithm_problems(config: Config) -> Iterator[str]:
@@ -94,6 +103,31 @@ def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
             got=f"{world_size} ranks, {config.actor.tensor_parallel} x {config.actor.pipeline_parallel}",
             cure=f"start {parallel} ranks (torchrun --nproc-per-node {parallel} -m nemo_axpo.cli train ...) or lower them",
         )
+
+
+def _unsupported(config: Config) -> Iterator[str]:
+    """Keys that other trainers have and this one refuses."""
+    actor = config.actor
+    if actor.context_parallel != 1:
+        rule = "actor.context_parallel must be 1: a row's attention is not split over ranks"
+        cure = "set it to 1; for long rows raise actor.tensor_parallel with actor.sequence_parallel=true, or recompute"
+        yield rule_message(rule, got=actor.context_parallel, cure=cure)
+    if actor.virtual_pipeline is not None:
+        rule = "actor.virtual_pipeline must be null: the interleaved schedule is not supported"
+        cure = "set it to null; lower actor.micro_batch_tokens for more micro-batches and a smaller pipeline bubble"
+        yield rule_message(rule, got=actor.virtual_pipeline, cure=cure)
+    if actor.peft is not None:
+        rule = "actor.peft must be null: LoRA and other adapters are not supported, all weights are trained"
+        cure = "set it to null; to save memory use actor.distributed_optimizer, actor.freeze_vision or actor.recompute"
+        yield rule_message(rule, got=actor.peft, cure=cure)
+
+
+def _memory_problems(config: Config) -> Iterator[str]:
+    """The actor's memory settings; the record itself is the judge."""
+    try:
+        MemorySettings(**memory_arguments(config)).check_device(config.device)
+    except ValueError as error:
+        yield f"actor: {error}"
 
 
 def _device_problems(config: Config) -> Iterator[str]:

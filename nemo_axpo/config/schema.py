@@ -114,6 +114,29 @@ class ActorConfig(Section):
     """Optimizer steps per training step; with 1 the batch is exactly on-policy and old log-probs are not needed."""
     tensor_parallel: Count = 1
     pipeline_parallel: Count = 1
+    sequence_parallel: bool = False
+    """Tensor-parallel ranks also share the tokens between matrix products; without tensor parallelism it does nothing."""
+    context_parallel: Count = 1
+    """Not supported: only 1."""
+    virtual_pipeline: Count | None = None
+    """Not supported: only null (megatron's interleaved schedule)."""
+    peft: str | None = None
+    """Not supported: only null (LoRA and other adapters)."""
+    freeze_vision: bool = False
+    """The vision tower and its mergers are not trained."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: parts of every decoder layer, or whole layers."""
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
+    """Of selective recomputation."""
+    recompute_method: Literal["uniform", "block"] = "uniform"
+    """Of full recomputation: every unit of ``recompute_num_layers`` layers, or only so many layers of a stage."""
+    recompute_num_layers: Count = 1
+    distributed_optimizer: bool = False
+    """Optimizer state and master weights are sharded over the data-parallel replicas."""
+    offload_optimizer: bool = False
+    """Gradients go to the host, where Adam keeps its state and steps; GPU only, with the distributed optimizer."""
+    logprob_chunk_tokens: Count | None = None
+    """Trained tokens whose logits exist at the same time; null: as many as fit 512 MiB of float32 logits."""
 
 
 class EngineConfig(Section):

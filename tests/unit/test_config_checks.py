@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config import checks
-from nemo_axpo.config.checks import algorithm_arguments, check_config, check_model_path
+from nemo_axpo.config.checks import algorithm_arguments, check_config, check_model_path, memory_arguments
 from nemo_axpo.config.load import load_config
 from nemo_axpo.errors import ConfigError
 
@@ -39,11 +40,27 @@ def test_the_budget_is_exact_at_its_edge():
         (["actor.micro_batch_tokens=100", "rollout.max_row_tokens=140"], "got 100 < 140"),
         (["actor.num_minibatches=129", "data.num_questions_per_step=16", "algorithm.num_rollouts=8"], "got 129 > 128"),
         (["actor.tensor_parallel=2"], "got 1 ranks, 2 x 1: start 2 ranks"),
+        (["actor.context_parallel=2"], "got 2: set it to 1; for long rows"),
+        (["actor.virtual_pipeline=2"], "the interleaved schedule is not supported; got 2: set it to null"),
+        (["actor.peft=lora"], "LoRA and other adapters are not supported, all weights are trained; got lora"),
+        (["actor.offload_optimizer=true"], "got distributed_optimizer=false: set distributed_optimizer=true"),
+        (
+            ["actor.offload_optimizer=true", "actor.distributed_optimizer=true"],
+            "got device=cpu: set offload_optimizer=false",
+        ),
     ],
 )
 def test_rule_value_and_cure(overrides, expected):
     (problem,) = problems_of(*overrides)
     assert expected in problem
+
+
+def test_every_memory_setting_is_a_key_of_the_actor():
+    overrides = ["actor.recompute=full", "actor.recompute_num_layers=2", "actor.logprob_chunk_tokens=64"]
+    settings = MemorySettings(**memory_arguments(load_config([*overrides, "actor.distributed_optimizer=true"])))
+    assert settings == MemorySettings(
+        "full", recompute_num_layers=2, distributed_optimizer=True, logprob_chunk_tokens=64
+    )
 
 
 def test_a_layout_that_fits_the_job_passes():
