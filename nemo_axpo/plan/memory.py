@@ -42,7 +42,7 @@ class RankMemory:
     communication: float
     """Hidden states between pipeline stages, gathered sequences."""
     optimizer_scratch: float
-    """Temporary of the optimizer step; activations, logits and workspace are gone by then."""
+    """Temporary of the optimizer step; all activations are gone by then."""
 
     @property
     def held(self) -> float:
@@ -51,10 +51,12 @@ class RankMemory:
 
     @property
     def total(self) -> float:
-        """Peak: what is held, and the larger of the forward-backward pass and the optimizer step."""
-        passing = (
-            self.activations_language + self.activations_vision + self.logits + self.workspace + self.communication
-        )
+        """Peak: what is held, and the larger of the forward-backward pass and the optimizer step.
+
+        Logits are gone when the backward pass reaches the layers, so they and the workspace do not add up.
+        """
+        kept = self.activations_language + self.activations_vision + self.communication
+        passing = kept + max(self.logits, self.workspace)
         return self.held + self.inputs + max(passing, self.optimizer_scratch)
 
 
@@ -101,13 +103,13 @@ def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
 
 
 def _logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, stage: int) -> float:
-    """Logits as they come, shifted in float32, probabilities in float32; of a chunk of the loss tokens."""
+    """Of a chunk of the loss tokens: logits as they come; shifted, as probabilities and as their product in float32."""
     if stage < settings.pipeline_parallel - 1:
         return 0.0
     rows = step.microbatch.num_loss_tokens
     if settings.logprob_chunk_tokens is not None:
         rows = min(rows, settings.logprob_chunk_tokens)
-    return rows * sizes.vocab / settings.tensor_parallel * (settings.value_bytes + 2 * FLOAT32)
+    return rows * sizes.vocab / settings.tensor_parallel * (settings.value_bytes + 3 * FLOAT32)
 
 
 def _workspace(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic) -> float:
