@@ -35,7 +35,7 @@ from nemo_axpo.losses.base import Loss
 from nemo_axpo.models.qwen3_vl import hf_mapping, loading
 from nemo_axpo.models.qwen3_vl.config import transformer_config
 from nemo_axpo.models.qwen3_vl.model import build_stage
-from nemo_axpo.models.vocab_parallel import VocabShard
+from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
 from nemo_axpo.types import TrainBatch, TrainingSample
 
 _ONE_PROCESS, _PLAIN = ParallelLayout(), MemorySettings()
@@ -83,7 +83,11 @@ class Actor:
             self.hf_config.video_token_id,
             self.hf_config.vision_config.spatial_merge_size,
         )
-        self._shard = _vocab_shard(self.hf_config.text_config.vocab_size, banned_ids=banned_token_ids).to(self._device)
+        self._shard = _vocab_shard(
+            self.hf_config.text_config.vocab_size,
+            banned_ids=banned_token_ids,
+            chunk_tokens=memory.logprob_chunk_tokens,
+        ).to(self._device)
         self._model = self._load_stage()
         self._reference = self._load_stage().requires_grad_(False) if keep_reference else None
         if freeze_vision and self._model.pre_process:
@@ -205,8 +209,8 @@ class Actor:
     def _forward(self, model: Any, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """Log-probs ``[L]`` of every micro-batch; none on pipeline stages before the last."""
 
-        def finish(number: int, logits_LV: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            values_L, _ = training_step.microbatch_logprobs(microbatches[number], logits_LV, shard=self._shard)
+        def finish(number: int, output: OutputStates) -> tuple[Tensor, dict[str, Any]]:
+            values_L, _ = training_step.microbatch_logprobs(microbatches[number], output, shard=self._shard)
             return values_L.sum(), {"logprobs": values_L}
 
         results = training_step.run_schedule(model, microbatches, finish=finish, forward_only=True)
@@ -234,13 +238,14 @@ class Actor:
         return [microbatch.spread(values_L) for microbatch, values_L in zip(microbatches, values, strict=True)]
 
 
-def _vocab_shard(vocab_size: int, *, banned_ids: Sequence[int]) -> VocabShard:
+def _vocab_shard(vocab_size: int, *, banned_ids: Sequence[int], chunk_tokens: int | None) -> VocabShard:
     return VocabShard.of(
         vocab_size,
         banned_ids=banned_ids,
         rank=parallel_state.get_tensor_model_parallel_rank(),
         size=parallel_state.get_tensor_model_parallel_world_size(),
         group=parallel_state.get_tensor_model_parallel_group(),
+        chunk_tokens=chunk_tokens,
     )
 
 

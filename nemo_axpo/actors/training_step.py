@@ -14,10 +14,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_axpo.actors.microbatches import Microbatch
-from nemo_axpo.models.vocab_parallel import VocabShard, token_logprobs
+from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard, output_logprobs
 
-Finish = Callable[[int, Tensor], tuple[Tensor, dict[str, Any]]]
-"""(micro-batch number, logits) to its loss and what the caller wants to know of it."""
+Finish = Callable[[int, OutputStates], tuple[Tensor, dict[str, Any]]]
+"""(micro-batch number, the model's output) to its loss and what the caller wants to know of it."""
 
 
 def run_schedule(
@@ -34,8 +34,8 @@ def run_schedule(
         number, microbatch = next(iterator)
         return stage(microbatch.inputs), functools.partial(calculate, number)
 
-    def calculate(number: int, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        loss, results = finish(number, logits)
+    def calculate(number: int, output: OutputStates) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        loss, results = finish(number, output)
         return loss, torch.ones((), dtype=torch.int, device=loss.device), results
 
     if not microbatches:
@@ -69,10 +69,12 @@ def sum_model_grads(model: list[Any], num_tokens: Tensor | None = None, **kwargs
     finalize_model_grads(model, None, **kwargs)
 
 
-def microbatch_logprobs(microbatch: Microbatch, logits_LV: Tensor, *, shard: VocabShard) -> tuple[Tensor, Tensor]:
+def microbatch_logprobs(
+    microbatch: Microbatch, output: OutputStates, *, shard: VocabShard
+) -> tuple[Tensor, Tensor]:
     """Log-probs of the trained tokens (differentiable) and entropies, both float32 ``[L]``."""
-    return token_logprobs(
-        logits_LV,
+    return output_logprobs(
+        output,
         targets_L=microbatch.target_L,
         inverse_temperature_L=microbatch.inverse_temperature_L,
         shard=shard,

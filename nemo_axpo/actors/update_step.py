@@ -17,7 +17,7 @@ from torch import Tensor
 from nemo_axpo.actors.microbatches import Microbatch
 from nemo_axpo.actors.training_step import microbatch_logprobs
 from nemo_axpo.losses.base import Loss, mean_metrics
-from nemo_axpo.models.vocab_parallel import VocabShard
+from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
 from nemo_axpo.types import TrainBatch
 
 _LOSS, _ENTROPY = "loss", "entropy"
@@ -57,12 +57,12 @@ class UpdateStep:
     reference_BS: Sequence[Tensor | None]
     """Per micro-batch; None where the loss needs no reference."""
 
-    def __call__(self, number: int, logits_LV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, number: int, output: OutputStates) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of micro-batch ``number`` and its metric sums."""
         microbatch = self.microbatches[number]
-        logprobs_L, entropy_L = microbatch_logprobs(microbatch, logits_LV, shard=self.shard)
+        logprobs_L, entropy_L = microbatch_logprobs(microbatch, output, shard=self.shard)
         old_BS = None if self.old_logprobs is None else microbatch.gather_rows(self.old_logprobs)
-        output = self.loss(
+        result = self.loss(
             logprobs_BS=microbatch.spread(logprobs_L),
             old_logprobs_BS=old_BS,
             ref_logprobs_BS=self.reference_BS[number],
@@ -70,11 +70,11 @@ class UpdateStep:
             mask_BS=microbatch.mask_BS,
             normalizer=self.normalizer,
         )
-        sums = {**output.metrics, _ENTROPY: entropy_L.sum(), _LOSS: output.loss.detach()}
+        sums = {**result.metrics, _ENTROPY: entropy_L.sum(), _LOSS: result.loss.detach()}
         if self.loss.needs_old:
             trainer_L = logprobs_L.detach() if old_BS is None else old_BS[microbatch.mask_BS]
             sums |= engine_difference(trainer_L, engine_L=microbatch.engine_logprobs_BS[microbatch.mask_BS])
-        return output.loss, sums
+        return result.loss, sums
 
 
 def engine_difference(trainer_L: Tensor, *, engine_L: Tensor) -> dict[str, Tensor]:

@@ -74,6 +74,23 @@ def test_recomputation_runs_parts_twice_and_changes_nothing(checkpoint, plain, n
     assert_equal(trained(build(checkpoint, micro_batch_tokens=60, memory=memory)), plain)
 
 
+@pytest.mark.parametrize("embeddings", ["tied", "untied"])
+def test_logits_in_chunks_give_the_same_step(checkpoint, plain, embeddings, tmp_path):
+    if embeddings == "untied":
+        save_checkpoint(tmp_path)
+        checkpoint, plain = tmp_path, trained(build(tmp_path, micro_batch_tokens=60))
+    actor = build(checkpoint, micro_batch_tokens=60, memory=MemorySettings(logprob_chunk_tokens=3))
+    whole = build(checkpoint).logprobs(mixed_samples())
+    for ours, theirs in zip(actor.logprobs(mixed_samples()), whole, strict=True):
+        assert (ours - theirs).abs().max() < 1e-5
+    metrics, gradients, after = trained(actor)
+    assert metrics == pytest.approx(plain[0], rel=1e-5, abs=1e-6)
+    for name, gradient in plain[1].items():
+        assert (gradients[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
+    for name, tensor in plain[2].items():
+        assert (after[name] - tensor).abs().max() < 1e-5, name
+
+
 def test_sharded_optimizer_takes_the_same_step(checkpoint, plain):
     memory = MemorySettings(distributed_optimizer=True)
     assert_equal(trained(build(checkpoint, micro_batch_tokens=60, memory=memory)), plain)

@@ -53,7 +53,7 @@ def test_logits(pair):
     samples = [everything_trained(row) for row in mixed_samples()]
     microbatch = microbatch_of(actor, samples, images)
     with torch.no_grad():
-        logits = actor._model(microbatch.inputs).split([len(samples[i].token_ids) - 1 for i in microbatch.sample_B])
+        logits = actor._model(microbatch.inputs).logits().split([len(samples[i].token_ids) - 1 for i in microbatch.sample_B])
         for number, ours in zip(microbatch.sample_B, logits):
             theirs = transformers_logits(reference, samples[number], images=images)[:-1]
             assert (ours - theirs).abs().max() < 2e-5
@@ -89,7 +89,7 @@ def test_gradient_of_every_parameter(pair):
     reference.zero_grad()
     (trained_logprobs(reference, order, images=images) * weights).sum().backward()
     ours, _ = token_logprobs(
-        actor._model(microbatch.inputs),
+        actor._model(microbatch.inputs).logits(),
         targets_L=microbatch.target_L,
         inverse_temperature_L=microbatch.inverse_temperature_L,
         shard=VocabShard.of(96, banned_ids=BANNED),

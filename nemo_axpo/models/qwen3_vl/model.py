@@ -6,7 +6,6 @@ only for positions that carry loss; for the others, prompts and observations, th
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from nemo_axpo.models.qwen3_vl.inputs import PackedInputs
 from nemo_axpo.models.qwen3_vl.layer_specs import local_block_spec
 from nemo_axpo.models.qwen3_vl.mrope import InterleavedRope
 from nemo_axpo.models.qwen3_vl.vision import VisionTower
+from nemo_axpo.models.vocab_parallel import OutputStates
 
 
 class Qwen3VLModel(LanguageModule):
@@ -56,12 +56,12 @@ class Qwen3VLModel(LanguageModule):
         """Called by megatron's schedule: hidden states of the previous stage."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
-    def forward(self, inputs: PackedInputs) -> Tensor:
-        """Last stage: logits ``[L, V / tp]`` of the loss positions; other stages: hidden states ``[T, 1, H]``."""
+    def forward(self, inputs: PackedInputs) -> Tensor | OutputStates:
+        """Last stage: what logits of the loss positions are made of; other stages: hidden states ``[T, 1, H]``."""
         hidden, deepstack = self._embed(inputs) if self.pre_process else (None, [])
         rotary = self.rotary(inputs.positions_3T, dtype=self.config.params_dtype)
         hidden = self.decoder(hidden, rows=inputs.rows, rotary=rotary, deepstack=deepstack)
-        return self._logits(hidden, inputs.predictor_L) if self.post_process else hidden
+        return self._output(hidden, inputs.predictor_L) if self.post_process else hidden
 
     def _embed(self, inputs: PackedInputs) -> tuple[Tensor, list[Tensor]]:
         """Token embeddings with images in their places, and the DeepStack levels, each ``[T, 1, H]`` and dense.
@@ -80,28 +80,30 @@ class Qwen3VLModel(LanguageModule):
             levels = [tensor_parallel.scatter_to_sequence_parallel_region(level) for level in levels]
         return embedded, levels
 
-    def _logits(self, hidden: Tensor, predictor_L: Tensor) -> Tensor:
+    def _output(self, hidden: Tensor, predictor_L: Tensor) -> OutputStates:
+        """Loss positions and the output projection, which is not applied here: its result is too large to keep.
+
+        A rank's part of the vocabulary gives a part of the gradient of every hidden state; both ways of coming by the
+        whole sequence sum it over the ranks.
+        """
         if self.config.sequence_parallel:
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden)
-        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        return self.output_layer(hidden.index_select(0, predictor_L), weight=weight)[0].squeeze(1)
+        else:
+            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
+        is_tied = self.share_embeddings_and_output_weights
+        weight_VH = self.shared_embedding_or_output_weight() if is_tied else self.output_layer.weight
+        return OutputStates(hidden.index_select(0, predictor_L).squeeze(1), weight_VH)
 
     def _output_layer(self, vocab_size: int) -> tensor_parallel.ColumnParallelLinear:
-        """Output projection of already gathered positions, hence without sequence parallelism of its own.
-
-        The gather's backward is a reduce-scatter, which sums the ranks' partial gradients: then the layer must not.
-        """
-        config = copy.copy(self.config)
-        config.sequence_parallel = False
+        """Holds the output projection under megatron's names; :meth:`forward` hands out its weight."""
         return tensor_parallel.ColumnParallelLinear(
-            config.hidden_size,
+            self.config.hidden_size,
             vocab_size,
-            config=config,
-            init_method=config.init_method,
+            config=self.config,
+            init_method=self.config.init_method,
             bias=False,
             gather_output=False,
             skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
-            disable_grad_reduce=self.config.sequence_parallel,
         )
 
 
