@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(subparsers)
     _add_doctor(subparsers)
     _add_export(subparsers)
+    _add_journal(subparsers)
     _add_report(subparsers)
     _add_plan(subparsers)
     _add_quickstart(subparsers)
@@ -145,6 +146,16 @@ def _add_export(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="directory to write")
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint after N steps (default: the newest)")
     parser.set_defaults(run=_export)
+
+
+def _add_journal(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "journal",
+        help="verify that a run lost no question and trained none twice",
+        description="Replays a run's journal.jsonl, resumes included, and says whether every question was trained once.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
+    parser.set_defaults(run=_journal)
 
 
 def _add_report(subparsers: argparse._SubParsersAction) -> None:
@@ -246,6 +257,12 @@ def _export(options: argparse.Namespace) -> None:
     from nemo_axpo.export import export_checkpoint
 
     export_checkpoint(options.run_dir, output=options.output, step=options.step)
+
+
+def _journal(options: argparse.Namespace) -> None:
+    from nemo_axpo.journal import print_verdict
+
+    print_verdict(options.run_dir)
 
 
 def _report(options: argparse.Namespace) -> None:

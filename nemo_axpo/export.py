@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nemo_axpo.assembly import DTYPES
-from nemo_axpo.checkpoint_store import CheckpointStore
+from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.load import load_saved_config
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import CheckpointError, RunDirectoryError, rule_message
@@ -21,8 +21,8 @@ from nemo_axpo.run_directory import RunDirectory, check_is_run
 def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | None = None) -> Path:
     """Writes the policy after ``step`` steps (default: the newest checkpoint) to the directory ``output``.
 
-    Tokenizer and image processor are those the run started with. Only weights are read: a machine too small to train
-    the model can export it. ValueError for a directory that is no run, a run without that checkpoint, a damaged
+    Tokenizer and image processor are those the run started with. Only weights are read, a layer at a time and from
+    whichever layout: a machine too small to train the model can export it. ValueError for a directory that is no run, a run without that checkpoint, a damaged
     checkpoint, and an ``output`` that holds anything; ``output`` is then as it was.
     """
     run, output = RunDirectory(Path(run_dir)), Path(output).resolve()
@@ -40,7 +40,9 @@ def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | No
 def _check_output(output: Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise RunDirectoryError(
-            rule_message("--output must be new or an empty directory", got=output, cure="remove it or choose another one")
+            rule_message(
+                "--output must be new or an empty directory", got=output, cure="remove it or choose another one"
+            )
         )
 
 
@@ -74,17 +76,10 @@ def _chosen_step(step: int | None, *, store: CheckpointStore, run: RunDirectory)
 
 def _policy(config: Config, *, store: CheckpointStore, step: int, source: Path) -> Iterator[tuple[str, Tensor]]:
     """The checkpoint's weights under their Hugging Face names."""
-    from nemo_axpo.actors.megatron_setup import ParallelLayout
     from nemo_axpo.actors.saved_policy import saved_policy
-    from nemo_axpo.actors.state import POLICY
 
-    section = config.actor
-    return saved_policy(
-        store.load(step, prefix=POLICY).tensors,
-        hf_config=loading.load_hf_config(source),
-        layout=ParallelLayout(section.tensor_parallel, section.pipeline_parallel),
-        dtype=DTYPES[section.dtype],
-    )
+    hf_config = loading.load_hf_config(source)
+    return saved_policy(store.read(step), hf_config=hf_config, dtype=DTYPES[config.actor.dtype])
 
 
 def _save_whole(named_tensors: Iterator[tuple[str, Tensor]], *, output: Path, source: Path) -> None:

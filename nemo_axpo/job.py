@@ -19,6 +19,7 @@ from rich.console import Console
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.distributed.weight_sync import take_part
+from nemo_axpo.journal import Journal
 from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.run_directory import RunDirectory, open_run_directory
@@ -56,6 +57,17 @@ def open_metrics_log(
     if not replicas.is_main:
         return contextlib.nullcontext()
     return MetricsLog(run.metrics_path, sinks=metrics_sinks(config, run=run, last_step=last_step))
+
+
+@contextlib.contextmanager
+def open_journal(run: RunDirectory, *, replicas: Replicas, last_step: int = 0) -> Iterator[Journal | None]:
+    """The journal of the run, in which it goes on after ``last_step``; None on all ranks but the main one."""
+    if not replicas.is_main:
+        yield None
+        return
+    with Journal(run.journal_path) as journal:
+        journal.resumed(last_step)
+        yield journal
 
 
 def metrics_sinks(config: Config, *, run: RunDirectory, last_step: int) -> list[MetricsSink]:

@@ -1,6 +1,7 @@
 """The directory of one run: who may use it, and where its files lie.
 
-    config.yaml   metrics.jsonl   evaluation.json   rollouts/step_00010.jsonl   images/<id>.png   checkpoints/   tensorboard/
+    config.yaml   metrics.jsonl   journal.jsonl   evaluation.json   rollouts/step_00010.jsonl   images/<id>.png
+    checkpoints/   tensorboard/
 
 It belongs to one config for good and to one process at a time. A directory that holds anything else is refused before a
 byte of it changes.
@@ -34,6 +35,7 @@ RESUMABLE_CHANGES = (
     "train.num_steps",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.checkpoint_async",
     "train.record_every",
     "job",
     "logging",
@@ -62,6 +64,11 @@ class RunDirectory:
     def evaluation_path(self) -> Path:
         """Evaluations before and after training."""
         return self.path / "evaluation.json"
+
+    @property
+    def journal_path(self) -> Path:
+        """Questions consumed and resume marks (``Journal``)."""
+        return self.path / "journal.jsonl"
 
     @property
     def checkpoints_path(self) -> Path:

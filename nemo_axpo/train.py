@@ -6,14 +6,16 @@ import asyncio
 from typing import Any
 
 from nemo_axpo import assembly
+from nemo_axpo.actors.random_states import random_states, set_random_states
 from nemo_axpo.canaries.checks import require
 from nemo_axpo.canaries.run import run_canaries
-from nemo_axpo.checkpoint_store import CheckpointStore
+from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
-from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy
+from nemo_axpo.job import join_run, open_journal, open_metrics_log, peak_memory_gib, save_policy
+from nemo_axpo.journal import Journal
 from nemo_axpo.loop import LoopSettings, Step, TrainingLoop
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
@@ -46,7 +48,9 @@ class Trainer:
     ) -> None:
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         self._bench = bench = assembly.build_workbench(config, checkpoint=config.model.path)
-        self._checkpoints = CheckpointStore(run.checkpoints_path, keep=config.train.keep_checkpoints)
+        self._checkpoints = CheckpointStore(
+            run.checkpoints_path, keep=config.train.keep_checkpoints, is_async=config.train.checkpoint_async
+        )
         loss = assembly.build_loss(config)
         self._actor = assembly.build_actor(
             config,
@@ -90,19 +94,23 @@ class Trainer:
             await self._check_engine()
             if done == 0:
                 await self._write_evaluation("initial")
-            with open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log:
-                await self._steps(done, log=log)
+            with (
+                open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log,
+                open_journal(self._run, replicas=self._replicas, last_step=done) as journal,
+            ):
+                await self._steps(done, log=log, journal=journal)
             await self._write_evaluation("final")
             save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
             if self._engine is not None:
                 await self._engine.close()
 
-    async def _steps(self, done: int, *, log: MetricsLog | None) -> None:
-        train = self._config.train
+    async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> None:
+        train, num_questions = self._config.train, self._config.data.num_questions_per_step
         name = self._run.path.name
         self._progress.start(name, total=train.num_steps, done=done)
         for index in range(done, train.num_steps):
+            self._checkpoints.finish(wait=False)
             step, number = await self._loop.step(index), index + 1
             if train.record_every and number % train.record_every == 0 and self._replicas.is_main:
                 self._record(step, number=number)
@@ -111,9 +119,13 @@ class Trainer:
                 metrics |= {f"eval/{key}": value for key, value in (await self._evaluate()).metrics().items()}
             if log:
                 log.log(number, metrics)
+            if journal:
+                names = [score.question_id for score in step.experience.scores]
+                journal.trained(number, first=index * num_questions, count=num_questions, question_ids=names)
             self._progress.update(name, step=number, metrics=metrics)
             if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 self._save(number)
+        self._checkpoints.finish()
 
     async def _evaluate(self) -> EvalResult:
         """The held-out questions, the same in every run."""
@@ -159,13 +171,31 @@ class Trainer:
         )
 
     def _save(self, number: int) -> None:
-        tensors, state = self._actor.state_dict()
-        self._checkpoints.save(number, tensors=tensors, state=state)
+        """Between two steps, where no question is in flight: the data position is what the next step asks first."""
+        questions = {"next": number * self._config.data.num_questions_per_step, "in_flight": []}
+        self._checkpoints.save(
+            number,
+            tensors=self._actor.sharded_state(),
+            state={"actor": self._actor.state_values(), "questions": questions, "layout": self._layout()},
+            random_states=random_states(),
+        )
 
     def _restore(self) -> int:
-        """Loads the newest checkpoint; the number of finished steps, 0 where there is none."""
+        """Loads the newest checkpoint; the number of finished steps, 0 where there is none.
+
+        Random states belong to a rank of a layout: under another one the generators stay as seeded.
+        """
         if not self._checkpoints.steps():
             return 0
-        checkpoint = self._checkpoints.load()
-        self._actor.load_state_dict(checkpoint.tensors, checkpoint.state)
+        checkpoint = self._checkpoints.read()
+        tensors = checkpoint.load_tensors(self._actor.sharded_state(is_loading=True))
+        self._actor.load_state(tensors, checkpoint.state["actor"])
+        states = checkpoint.random_states()
+        if states and checkpoint.state["layout"] == self._layout():
+            set_random_states(states)
         return checkpoint.step
+
+    def _layout(self) -> dict[str, int]:
+        actor = self._config.actor
+        sizes = {"tensor_parallel": actor.tensor_parallel, "pipeline_parallel": actor.pipeline_parallel}
+        return sizes | {"replicas": self._replicas.count}

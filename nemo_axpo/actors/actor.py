@@ -3,7 +3,7 @@
     logprobs, reference_logprobs    samples → log-probs of their trained tokens
     update                          samples → one optimizer step → metrics
     hf_tensors, save_hf             weights → engine, checkpoint for transformers
-    state_dict, load_state_dict     everything a resumed run needs
+    sharded_state, state_values     everything a resumed run needs, and load_state to restore it
 
 The same object runs supervised and policy training: the loss is an argument and the actor does not know which it is.
 """
@@ -30,7 +30,8 @@ from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_mic
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.actors.packing import FeatureStore, VisionTokens
 from nemo_axpo.actors.update_step import UpdateStep, count_step, step_metrics
-from nemo_axpo.errors import rule_message
+from nemo_axpo.checkpoints.fingerprint import fingerprint
+from nemo_axpo.errors import CheckpointError, rule_message
 from nemo_axpo.losses.base import Loss
 from nemo_axpo.models.qwen3_vl import hf_mapping, loading
 from nemo_axpo.models.qwen3_vl.config import transformer_config
@@ -94,6 +95,7 @@ class Actor:
             self._model.visual.requires_grad_(False)
         self._ddp = _wrap(self._model, config=self._config, memory=memory)
         self._optimizer = adam.build_optimizer(self._ddp, settings=optimizer, dtype=dtype, memory=memory)
+        self._fingerprint = fingerprint(checkpoint)
         self.policy_version = 0
 
     def logprobs(self, samples: Sequence[TrainingSample]) -> list[Tensor]:
@@ -161,22 +163,32 @@ class Actor:
         """Writes a checkpoint directory that transformers loads, with the tokenizer and processor it came with."""
         return loading.save_hf_checkpoint(path, self.hf_tensors(), hf_config=self.hf_config, source=self.checkpoint)
 
-    def state_dict(self, *, include_reference: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Named tensors (for safetensors; see :mod:`nemo_axpo.actors.state`) and JSON values.
+    def sharded_state(self, *, is_loading: bool = False) -> dict[str, state.Sharded]:
+        """This rank's part of weights and optimizer state, by names that any layout shares; every rank calls it.
 
-        The tensors are the live ones: write or copy them before the next update.
+        The tensors are the live ones: write or copy them before the next update. ``is_loading``: to be loaded into.
         """
-        reference = self._reference if include_reference else None
-        tensors = state.named_state(self._model, self._optimizer, reference=reference)
-        values = {"policy_version": self.policy_version, "optimizer_step": state.optimizer_step(self._optimizer)}
-        return tensors, values
+        return state.sharded_state(self._model, self._optimizer, is_loading=is_loading)
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` gave; CheckpointError names a tensor that is missing or misshapen.
+    def state_values(self) -> dict[str, Any]:
+        """The rest of what a resumed run needs, as JSON values."""
+        return {
+            "policy_version": self.policy_version,
+            "optimizer_step": state.optimizer_step(self._optimizer),
+            "model_fingerprint": self._fingerprint,
+        }
 
-        Without reference weights in ``tensors`` the reference stays what the checkpoint directory holds.
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_values` and what was loaded for :meth:`sharded_state`.
+
+        CheckpointError where the weights in the checkpoint directory, which are the reference policy, are not those the
+        run started from.
         """
-        state.load_named_state(self._model, self._optimizer, tensors, reference=self._reference)
+        if values["model_fingerprint"] != self._fingerprint:
+            rule = "a run resumes with the weights it started from, which are its reference policy"
+            got = f"other files in {self.checkpoint}"
+            raise CheckpointError(rule_message(rule, got=got, cure="restore them, or start a new run"))
+        state.load_sharded_state(self._model, self._optimizer, tensors)
         state.set_optimizer_step(self._optimizer, int(values["optimizer_step"]))
         self.policy_version = int(values["policy_version"])
 

@@ -1,55 +1,76 @@
-"""The actor's state as flat named tensors and JSON values, so that a checkpoint is safetensors and JSON, never pickle.
+"""The state of an actor as sharded tensors whose names say nothing of the layout, so that any layout loads any other.
 
     policy.<parameter>       weights
     master.<parameter>       float32 master weights (bf16 training only)
     exp_avg.<parameter>      Adam's moments, float32
     exp_avg_sq.<parameter>
-    reference.<parameter>    weights of the reference policy (optional)
 
-Tensors are this rank's shards, under the parameter names of the whole model.
+Parameters have the names and the shapes they have in the whole model; the gated projection of the MLP is two tensors,
+``…linear_fc1.weight_w`` (gate) and ``…_v`` (up). Which part a rank holds is what megatron's modules say of themselves.
+The reference policy is not among them: it is the weights of the directory the actor was built from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from nemo_axpo.actors import cpu_shim
 
-from nemo_axpo.errors import CheckpointError
-from nemo_axpo.models.qwen3_vl.hf_mapping import global_parameters
+cpu_shim.install()  # before megatron is imported below
+
+# isort: split
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch import Tensor
 
 POLICY = "policy."
 """What the names of the policy's weights begin with."""
+GATED = "linear_fc1.weight"
+"""What the names of the gated projections of the decoder end with."""
+_MASTER = "master"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# Layers one by one, and the two halves of the gated projection under names of their own: plain grids of shards.
+_NAMING = {"non_homogeneous_layers": True, "singleton_local_shards": True}
+
+Sharded = ShardedTensor | ShardedTensorFactory
 
 
-def named_state(model: Any, optimizer: Any, *, reference: Any | None) -> dict[str, Tensor]:
-    """Every tensor of the state, by reference: save or copy it before the next step."""
-    _create_moments(optimizer)
-    return dict(_state_tensors(model, optimizer, reference=reference))
+def sharded_state(model: Any, optimizer: Any, *, is_loading: bool) -> dict[str, Sharded]:
+    """This rank's part of the state by name. Every rank calls it: a sharded optimizer gathers its state for saving.
+
+    The tensors are the live ones (those of a sharded optimizer copies): write or copy them before the next step. Where
+    ``is_loading``, they are what is loaded into, and :func:`load_sharded_state` finishes the work.
+    """
+    optimizer.init_state_fn(optimizer.optimizer, optimizer.config)  # zero moments where no step has been taken yet
+    parameters = _parameters(model)
+    state = _policy_state(parameters)
+    if isinstance(optimizer, DistributedOptimizer):
+        state |= _gathered_state(parameters, optimizer, is_loading=is_loading)
+    else:
+        state |= dict(_optimizer_state(parameters, optimizer))
+    return state
 
 
 @torch.no_grad()
-def load_named_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor], *, reference: Any | None) -> None:
-    """Copies ``tensors`` into place; reference weights may be absent. CheckpointError names what does not fit."""
-    _create_moments(optimizer)
-    has_reference = any(name.startswith("reference.") for name in tensors)
-    targets = dict(_state_tensors(model, optimizer, reference=reference if has_reference else None))
-    _check_state(tensors, targets)
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+def load_sharded_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Copies what was loaded for :func:`sharded_state` into place."""
+    parameters = _parameters(model)
+    for name, parameter in parameters.items():
+        parameter.data.data.copy_(tensors[POLICY + name])
+    if isinstance(optimizer, DistributedOptimizer):
+        optimizer.load_parameter_state_from_fully_reshardable(_by_buffer(parameters, optimizer, tensors))
+    else:
+        for name, parameter in _optimizer_state(parameters, optimizer):
+            parameter.data.copy_(tensors[name])
 
 
-@torch.no_grad()
-def load_policy(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Copies the policy's weights of a state into ``model``; as strict as :func:`load_named_state`."""
-    targets = {POLICY + name: parameter.data for name, parameter in global_parameters(model).items()}
-    policy = {name: tensor for name, tensor in tensors.items() if name.startswith(POLICY)}
-    _check_state(policy, targets)
-    for name, target in targets.items():
-        target.copy_(policy[name])
+def gated_names(name: str) -> tuple[str, str]:
+    """Names under which the halves of a gated projection, gate and up, are stored."""
+    return f"{name}_w", f"{name}_v"
 
 
 def optimizer_step(optimizer: Any) -> int:
@@ -63,36 +84,78 @@ def set_optimizer_step(optimizer: Any, step: int) -> None:
         group["step"] = step
 
 
-def _state_tensors(model: Any, optimizer: Any, *, reference: Any | None) -> Iterator[tuple[str, Tensor]]:
-    moments = optimizer.optimizer.state
-    for name, parameter in global_parameters(model).items():
-        yield POLICY + name, parameter.data
-        master = getattr(parameter, "main_param", None)
-        if master is not None:
-            yield "master." + name, master.data
-        for moment in _MOMENTS:
-            if parameter.requires_grad:
-                yield f"{moment}.{name}", moments[parameter if master is None else master][moment]
-    if reference is not None:
-        for name, parameter in global_parameters(reference).items():
-            yield "reference." + name, parameter.data
+def _parameters(model: Any) -> dict[str, Sharded]:
+    """This rank's parameters by their names in the whole model, ``data`` being the parameter itself.
+
+    Left out: what Transformer Engine keeps beside weights (histories of FP8 maxima), which is pickled bytes.
+    """
+    found = {}
+    for sharded in model.sharded_state_dict(metadata=dict(_NAMING)).values():
+        if not isinstance(sharded, ShardedObject):
+            found[sharded.key] = sharded
+    return found
 
 
-def _create_moments(optimizer: Any) -> None:
-    """Zero moments where no step has been taken yet."""
-    optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+def _policy_state(parameters: Mapping[str, Sharded]) -> dict[str, Sharded]:
+    state = {}
+    for name, parameter in parameters.items():
+        state[POLICY + name] = replace(parameter, key=POLICY + name)
+        if isinstance(parameter, ShardedTensor):
+            state[POLICY + name].allow_shape_mismatch = False  # megatron would fill an embedding up with zeros
+    return state
 
 
-def _check_state(tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
-    missing, unknown = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"a training checkpoint holds exactly the actor's tensors; {len(missing)} are missing (first "
-            f"{missing[:1]}), {len(unknown)} unknown (first {unknown[:1]}): resume with the configuration that wrote it"
-        )
-    for name, target in targets.items():
-        if tensors[name].shape != target.shape:
-            raise CheckpointError(
-                f"{name} must have shape {tuple(target.shape)}; got {tuple(tensors[name].shape)}: resume with the "
-                "configuration that wrote it"
-            )
+def _optimizer_state(parameters: Mapping[str, Sharded], optimizer: Any) -> Iterator[tuple[str, Sharded]]:
+    """State of an optimizer that holds whole parameters."""
+    for name, parameter in parameters.items():
+        if not parameter.data.requires_grad:
+            continue
+        master = getattr(parameter.data, "main_param", None)
+        moments = optimizer.optimizer.state[parameter.data if master is None else master]
+        tensors = {moment: moments[moment] for moment in _MOMENTS} | ({} if master is None else {_MASTER: master})
+        for kind, tensor in tensors.items():
+            yield f"{kind}.{name}", _like(parameter, tensor, kind=kind)
+
+
+def _gathered_state(parameters: Mapping[str, Sharded], optimizer: Any, *, is_loading: bool) -> dict[str, Sharded]:
+    """State of megatron's distributed optimizer, its shards put together on the first data-parallel rank (for loading: on
+    every rank, as each cuts out its own). Source: ``sharded_param_state_fully_reshardable``."""
+    gathered = optimizer.sharded_param_state_fully_reshardable(
+        dict(parameters), is_loading, {"distrib_optim_fully_reshardable_mem_efficient": True}
+    )
+    state = {}
+    for name, tensors in zip(_buffer_names(parameters, optimizer), (gathered or {}).values()):
+        kinds = {moment: moment for moment in _MOMENTS} | ({_MASTER: "param"} if _has_masters(optimizer) else {})
+        for kind, theirs in kinds.items():
+            state[f"{kind}.{name}"] = _like(parameters[name], tensors[theirs].data, kind=kind)
+    return state
+
+
+def _by_buffer(
+    parameters: Mapping[str, Sharded], optimizer: Any, tensors: Mapping[str, Tensor]
+) -> dict[int, dict[str, Tensor]]:
+    """Loaded state in the order in which the distributed optimizer reads it."""
+    source = _MASTER + "." if _has_masters(optimizer) else POLICY
+    return {
+        number: {"param": tensors[source + name]} | {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
+        for number, name in enumerate(_buffer_names(parameters, optimizer))
+    }
+
+
+def _buffer_names(parameters: Mapping[str, Sharded], optimizer: Any) -> list[str]:
+    """Parameters in the order of the distributed optimizer's buffers."""
+    names = {id(parameter.data): name for name, parameter in parameters.items()}
+    return [names[id(parameter)] for buffer in optimizer.buffers for parameter in buffer.param_index_map]
+
+
+def _has_masters(optimizer: Any) -> bool:
+    """In float32 the master weights are the policy itself."""
+    return optimizer.config.params_dtype is not torch.float32
+
+
+def _like(parameter: Sharded, tensor: Tensor, *, kind: str) -> Sharded:
+    """``tensor`` sharded as the parameter it belongs to."""
+    sharded = make_sharded_optimizer_tensor(parameter, tensor, kind)
+    if isinstance(sharded, ShardedTensor):
+        sharded.allow_shape_mismatch = False
+    return sharded

@@ -191,6 +191,8 @@ class TrainConfig(Section):
     """Steps between checkpoints; 0 writes only the last one."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
+    checkpoint_async: bool = True
+    """A checkpoint is written while the next steps run; it holds a copy of the state on the CPU meanwhile."""
     record_every: Annotated[int, Field(ge=0)] = 10
     """Steps between recorded groups (trees of the report); 0 records none."""
 

@@ -5,6 +5,8 @@ The local specification runs on plain torch, on CPU and GPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -48,6 +50,10 @@ class SwiGLU(torch.nn.Module):
         """``[..., 2 · I]`` to ``[..., I]``."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Megatron's MLP asks every part for what it stores: this one has no weights."""
+        return {}
 
 
 def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:

@@ -1,0 +1,1 @@
+"""Training checkpoints: sharded tensors, their checksums, and a directory that is either whole or absent."""

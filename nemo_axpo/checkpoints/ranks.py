@@ -1,0 +1,62 @@
+"""What the ranks that write or read one checkpoint tell each other; a process without a process group is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+Value = TypeVar("Value")
+
+
+class RankError(Exception):
+    """What went wrong on any of the ranks, raised on all of them; the message names the rank where there are several."""
+
+
+class Ranks:
+    """Every rank makes every call, in the same order. Objects travel over gloo, whatever the tensors of the model use."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    @property
+    def index(self) -> int:
+        """Number of this rank."""
+        return dist.get_rank() if dist.is_initialized() else 0
+
+    @property
+    def count(self) -> int:
+        """Ranks of the job."""
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+    def exchange(self, value: Value) -> list[Value]:
+        """The values of all ranks, rank by rank."""
+        if self.count == 1:
+            return [value]
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo")
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def together(self, action: Callable[[], Value], *, errors: tuple[type[Exception], ...]) -> list[Value]:
+        """What ``action`` gives on every rank; :class:`RankError` on all of them where one raises one of ``errors``."""
+        result, failure = None, None
+        try:
+            result = action()
+        except errors as error:
+            failure = error
+        outcomes = self.exchange((result, None if failure is None else str(failure) or repr(failure)))
+        self.raise_first([text for _, text in outcomes], cause=failure)
+        return [value for value, _ in outcomes]
+
+    def raise_first(self, texts: list[str | None], *, cause: Exception | None = None) -> None:
+        """:class:`RankError` of the first text, if there is any; ``cause``: this rank's own error."""
+        for rank, text in enumerate(texts):
+            if text is not None:
+                raise RankError(text if self.count == 1 else f"rank {rank}: {text}") from cause
+
+    def on_main(self, action: Callable[[], Value], *, errors: tuple[type[Exception], ...]) -> Value:
+        """What ``action`` gives on rank 0, on every rank; errors as in :meth:`together`."""
+        return self.together(action if self.index == 0 else lambda: None, errors=errors)[0]
