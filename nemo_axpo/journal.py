@@ -28,8 +28,9 @@ class Journal:
     """Appends to a run's journal; one rank of the job does."""
 
     def __init__(self, path: str | Path) -> None:
-        drop_half_line(path)
-        self._file = Path(path).open("a", encoding="utf-8")
+        self._path = Path(path)
+        drop_half_line(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def resumed(self, step: int) -> None:
         """The run goes on after ``step`` steps: 0 at its start."""

@@ -45,7 +45,7 @@ def sharded_state(model: Any, optimizer: Any, *, is_loading: bool) -> dict[str, 
     The tensors are the live ones (those of a sharded optimizer copies): write or copy them before the next step. Where
     ``is_loading``, they are what is loaded into, and :func:`load_sharded_state` finishes the work.
     """
-    optimizer.init_state_fn(optimizer.optimizer, optimizer.config)  # zero moments where no step has been taken yet
+    _create_moments(optimizer)
     parameters = _parameters(model)
     state = _policy_state(parameters)
     if isinstance(optimizer, DistributedOptimizer):
@@ -58,6 +58,7 @@ def sharded_state(model: Any, optimizer: Any, *, is_loading: bool) -> dict[str, 
 @torch.no_grad()
 def load_sharded_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copies what was loaded for :func:`sharded_state` into place."""
+    _create_moments(optimizer)
     parameters = _parameters(model)
     for name, parameter in parameters.items():
         parameter.data.data.copy_(tensors[POLICY + name])
@@ -82,6 +83,11 @@ def set_optimizer_step(optimizer: Any, step: int) -> None:
     """Sets the step count that Adam's bias correction uses."""
     for group in optimizer.param_groups:
         group["step"] = step
+
+
+def _create_moments(optimizer: Any) -> None:
+    """Zero moments where no step has been taken yet."""
+    optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
 
 
 def _parameters(model: Any) -> dict[str, Sharded]:

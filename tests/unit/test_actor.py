@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples, sample, save_checkpoint, trained_logprobs
 
 from nemo_axpo.actors.actor import Actor
 from nemo_axpo.actors.megatron_setup import ParallelLayout
 from nemo_axpo.actors.optimizer import AdamSettings
+from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.errors import CheckpointError
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.losses.supervised_loss import SupervisedLoss
@@ -119,32 +119,41 @@ def test_actor_without_a_reference_refuses_kl(checkpoint):
     actor.update(batch_of(mixed_samples()), loss=PolicyLoss(kl_coef=0.0))
 
 
-def test_state_round_trip_gives_the_same_next_step(checkpoint, tmp_path):
-    actor, batch = build(checkpoint), batch_of(mixed_samples())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_state_round_trip_gives_the_same_next_step(checkpoint, tmp_path, dtype):
+    actor, batch = build(checkpoint, dtype=dtype), batch_of(mixed_samples())
     for lr in (1e-2, 5e-3):
         actor.update(batch, loss=PolicyLoss(), lr=lr)
-    tensors, values = actor.state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "state.safetensors")
-    values = json.loads(json.dumps(values))
+    CheckpointStore(tmp_path).save(2, tensors=actor.sharded_state(), state=actor.state_values())
     expected = actor.update(batch, loss=PolicyLoss())
 
-    resumed = build(checkpoint)
-    resumed.load_state_dict(load_file(tmp_path / "state.safetensors"), values)
+    resumed, saved = build(checkpoint, dtype=dtype), CheckpointStore(tmp_path).read()
+    resumed.load_state(saved.load_tensors(resumed.sharded_state(is_loading=True)), saved.state)
     assert resumed.policy_version == 2
     assert resumed.update(batch, loss=PolicyLoss()) == expected
     theirs = weights(actor)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
 
 
-def test_state_of_another_model_is_refused(checkpoint):
-    actor = build(checkpoint)
-    tensors, values = actor.state_dict(include_reference=False)
-    assert not any(name.startswith("reference.") for name in tensors)
-    name = "exp_avg.decoder.final_layernorm.weight"
-    with pytest.raises(CheckpointError, match="1 are missing"):
-        actor.load_state_dict({n: t for n, t in tensors.items() if n != name}, values)
-    with pytest.raises(CheckpointError, match=rf"{name} must have shape \(32,\); got \(31,\)"):
-        actor.load_state_dict({**tensors, name: torch.zeros(31)}, values)
+def test_state_is_named_by_the_whole_model(checkpoint):
+    state = build(checkpoint, dtype=torch.bfloat16).sharded_state()
+    names = {name.partition(".")[2] for name in state}
+    assert {f"{kind}.{name}" for kind in ("policy", "master", "exp_avg", "exp_avg_sq") for name in names} == state.keys()
+    assert "decoder.layers.2.self_attention.linear_qkv.weight" in names and "visual.pos_embed.weight" in names
+    assert state["policy.decoder.final_layernorm.weight"].dtype is torch.bfloat16
+    assert state["master.decoder.final_layernorm.weight"].dtype is torch.float32
+
+
+def test_state_of_other_weights_is_refused(checkpoint, tmp_path):
+    """The reference policy is the directory's weights: a run goes on with the ones it started from."""
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    actor = build(tmp_path / "copy")
+    state, values = actor.sharded_state(), actor.state_values()
+    tensors = {name: sharded.data for name, sharded in state.items()}
+    build(checkpoint).load_state(tensors, values)
+    save_checkpoint(tmp_path / "other", tied=True, seed=1)
+    with pytest.raises(CheckpointError, match="the weights it started from, which are its reference policy; got other"):
+        build(tmp_path / "other").load_state(tensors, values)
 
 
 def test_supervised_training_lowers_the_loss(checkpoint):
@@ -165,9 +174,6 @@ def test_bfloat16_stays_near_float32(checkpoint):
     assert first["update/grad_norm"] == pytest.approx(
         exact.update(batch_of(samples), loss=PolicyLoss())["update/grad_norm"], rel=0.05
     )
-    tensors, _ = rounded.state_dict()
-    assert tensors["policy.decoder.final_layernorm.weight"].dtype is torch.bfloat16
-    assert tensors["master.decoder.final_layernorm.weight"].dtype is torch.float32
 
 
 def test_batch_without_samples_takes_no_step(checkpoint):
