@@ -39,8 +39,16 @@ RESUMABLE_CHANGES = (
     "train.record_every",
     "job",
     "logging",
+    "actor.tensor_parallel",
+    "actor.pipeline_parallel",
+    "actor.sequence_parallel",
+    "actor.distributed_optimizer",
+    "actor.offload_optimizer",
+    "actor.recompute",
+    "actor.micro_batch_tokens",
+    "actor.logprob_chunk_tokens",
 )
-"""Keys that may differ when a run is resumed: they change no number of a step."""
+"""Keys that may differ when a run is resumed: of the numbers of a step they change at most the last digits."""
 _STEP_FILE = re.compile(r"step_(\d+)\.jsonl")
 
 

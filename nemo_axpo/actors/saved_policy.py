@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 
 from nemo_axpo.actors.megatron_setup import ParallelLayout
-from nemo_axpo.actors.state import GATED, POLICY, gated_names
+from nemo_axpo.actors.state import POLICY, stored_names
 from nemo_axpo.checkpoints.store import Checkpoint
 from nemo_axpo.models.qwen3_vl.hf_mapping import Placement, placements
 
@@ -54,7 +54,5 @@ def _layer_tensors(
 
 def _stored_shapes(placement: Placement) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a parameter in a checkpoint: a gated projection ``[2, I, H]`` is stored as its two halves."""
-    shape = placement.local_shape(size=1)
-    if placement.name.endswith(GATED):
-        return {POLICY + name: shape[1:] for name in gated_names(placement.name)}
-    return {POLICY + placement.name: shape}
+    shape, names = placement.local_shape(size=1), stored_names(placement.name)
+    return {POLICY + name: shape if len(names) == 1 else shape[1:] for name in names}

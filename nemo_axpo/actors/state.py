@@ -29,8 +29,6 @@ from torch import Tensor
 
 POLICY = "policy."
 """What the names of the policy's weights begin with."""
-GATED = "linear_fc1.weight"
-"""What the names of the gated projections of the decoder end with."""
 _MASTER = "master"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 # Layers one by one, and the two halves of the gated projection under names of their own: plain grids of shards.
@@ -69,25 +67,36 @@ def load_sharded_state(model: Any, optimizer: Any, tensors: Mapping[str, Tensor]
             parameter.data.copy_(tensors[name])
 
 
-def gated_names(name: str) -> tuple[str, str]:
-    """Names under which the halves of a gated projection, gate and up, are stored."""
-    return f"{name}_w", f"{name}_v"
+def stored_names(name: str) -> tuple[str, ...]:
+    """Names under which a parameter is stored: its own, or those of gate and up of a gated projection."""
+    is_gated = name.startswith("decoder.layers.") and name.endswith(".mlp.linear_fc1.weight")
+    return (f"{name}_w", f"{name}_v") if is_gated else (name,)
 
 
 def optimizer_step(optimizer: Any) -> int:
     """Steps taken so far."""
-    return int(optimizer.param_groups[0].get("step", 0))
+    return int(max((holder["step"] for holder in _step_holders(optimizer)), default=0))
 
 
 def set_optimizer_step(optimizer: Any, step: int) -> None:
     """Sets the step count that Adam's bias correction uses."""
     for group in optimizer.param_groups:
         group["step"] = step
+    for holder in _step_holders(optimizer):
+        holder["step"] = torch.full_like(holder["step"], step) if isinstance(holder["step"], Tensor) else step
+
+
+def _step_holders(optimizer: Any) -> list[dict[str, Any]]:
+    """Groups, or the states of single parameters where Adam runs on the host (torch's own counts there)."""
+    return [holder for holder in (*optimizer.param_groups, *optimizer.optimizer.state.values()) if "step" in holder]
 
 
 def _create_moments(optimizer: Any) -> None:
     """Zero moments where no step has been taken yet."""
-    optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+    if optimizer.init_state_fn is not None:
+        optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+    elif not optimizer.optimizer.state:
+        optimizer.optimizer.dummy_step()  # Adam on the host, not yet run on a GPU
 
 
 def _parameters(model: Any) -> dict[str, Sharded]:

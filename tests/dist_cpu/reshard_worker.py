@@ -21,6 +21,7 @@ from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples
 
 from nemo_axpo.actors.actor import Actor
 from nemo_axpo.actors.megatron_setup import ParallelLayout
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.actors.random_states import random_states, set_random_states
 from nemo_axpo.checkpoints.store import CheckpointStore
@@ -37,7 +38,7 @@ def build(checkpoint: str | Path, values: str) -> Actor:
     return Actor(
         checkpoint, image_store=RandomImages(), banned_token_ids=BANNED,
         optimizer=AdamSettings(1e-2, eps=1e-2), layout=ParallelLayout(tensor, pipeline, bool(sequence)),
-        micro_batch_tokens=60, distributed_optimizer=bool(distributed),
+        micro_batch_tokens=60, memory=MemorySettings(distributed_optimizer=bool(distributed)),
         dtype=torch.bfloat16 if bfloat16 else torch.float32,
     )  # fmt: skip
 

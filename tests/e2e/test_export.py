@@ -127,7 +127,7 @@ def test_what_cannot_be_exported(axpo, checkpoint, tmp_path):
 
 def test_a_damaged_checkpoint_is_not_exported(axpo, tmp_path):
     run = shutil.copytree(axpo, tmp_path / "run")
-    tensors = run / "checkpoints" / f"step_{NUM_STEPS:05d}" / "tensors.safetensors"
+    tensors = run / "checkpoints" / f"step_{NUM_STEPS:05d}" / "__0_0.distcp"
     os.truncate(tensors, tensors.stat().st_size // 2)
     message = refusal(run, "--output", tmp_path / "policy")
     assert "a checkpoint must be what was written" in message and str(tensors) in message

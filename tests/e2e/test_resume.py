@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 
@@ -10,10 +11,19 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import AXPO, NUM_STEPS, RUN, evaluation, metrics, reproducible, run_program, train, trees
 
+from nemo_axpo.actors import cpu_shim
+from nemo_axpo.journal import verify_journal
+
+cpu_shim.install()
+
+# isort: split
+from megatron.core import dist_checkpointing
+
 KILLED = """
 import os, signal, sys
-from nemo_axpo import checkpoint_store, cli, loop
+from nemo_axpo import cli, loop
 from nemo_axpo.actors.actor import Actor
+from nemo_axpo.checkpoints.sharded_files import ShardedSave
 
 moment, arguments = sys.argv[1], sys.argv[2:]
 calls = 0
@@ -31,7 +41,7 @@ def dies(function, after):
 if moment == "between the optimizer steps of step 2":
     Actor.update = dies(Actor.update, after=3)
 elif moment == "while the checkpoint of step 2 is written":
-    checkpoint_store._write = dies(checkpoint_store._write, after=2)
+    ShardedSave.write = dies(ShardedSave.write, after=2)
 elif moment == "before the first checkpoint":
     loop.TrainingLoop.explore = dies(loop.TrainingLoop.explore, after=1)
 sys.exit(cli.main(arguments))
@@ -43,10 +53,21 @@ def assert_same_run(run, *, uninterrupted):
     assert evaluation(run) == evaluation(uninterrupted)
     for step in range(1, NUM_STEPS + 1):
         assert trees(run, step) == trees(uninterrupted, step)
-    for name in ("hf/model.safetensors", f"checkpoints/step_{NUM_STEPS:05d}/tensors.safetensors"):
-        ours, theirs = load_file(run / name), load_file(uninterrupted / name)
+    last = f"checkpoints/step_{NUM_STEPS:05d}"
+    for name, read in (("hf/model.safetensors", load_file), (last, read_sharded)):
+        ours, theirs = read(run / name), read(uninterrupted / name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    state, expected = (json.loads((path / last / "state.json").read_text())["state"] for path in (run, uninterrupted))
+    assert state == expected and state["questions"] == {"next": 4 * NUM_STEPS, "in_flight": []}
+    ours, theirs = verify_journal(run / "journal.jsonl"), verify_journal(uninterrupted / "journal.jsonl")
+    assert ours.is_good and theirs.is_good and ours.num_questions == theirs.num_questions == 4 * NUM_STEPS
+    assert ours.num_repeated == 0 and (ours.num_resumes, theirs.num_resumes) == (1, 0)
+
+
+def read_sharded(path):
+    """Every tensor of a checkpoint: weights and optimizer state."""
+    return dist_checkpointing.load_plain_tensors(str(path))
 
 
 @pytest.mark.parametrize(
