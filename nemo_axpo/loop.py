@@ -27,10 +27,11 @@ from nemo_axpo.algorithms.metrics import rollout_metrics
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.data.minibatches import PlannedMinibatch, RowInfo, plan_minibatches, row_infos
 from nemo_axpo.data.row_cost import RowCostModel
-from nemo_axpo.data.samples import build_samples, cut_prefix
+from nemo_axpo.data.samples import build_samples
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.distributed.weight_sync import sync_weights
 from nemo_axpo.engines.base import Engine
+from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.rollouts.seeds import derive_seed
@@ -165,10 +166,11 @@ class TrainingLoop:
         """Rollouts of the step's questions and the continuations the algorithm asks for."""
         seed = derive_seed("step", self._settings.seed, index)
         questions = self._questions_of(index)
-        rollouts = await self._roll_out(questions, seed=seed)
+        sampling = self._sampling(questions, seed=seed)
+        rollouts = await sampling.roll_out() if sampling else ()
         scores = self._replicas.gather(rollout_scores(rollouts), kind=RolloutScore)
         plan = self._algorithm.plan(scores)
-        continuations = await self._continue(rollouts, plan=plan, questions=questions, seed=seed)
+        continuations = await sampling.continue_sources(plan) if sampling else ()
         resamples = self._replicas.gather(resample_scores(continuations), kind=ResampleScore)
         costs = self._replicas.gather([row_costs(row) for row in (*rollouts, *continuations)], kind=RowCosts)
         return Experience(group_rollouts(questions, rollouts), scores, plan, continuations, resamples, costs)
@@ -180,22 +182,13 @@ class TrainingLoop:
         size = self._settings.num_questions
         return self._questions.take(index * size, size)[self._replicas.index :: self._replicas.count]
 
-    async def _roll_out(self, questions: Sequence[Question], *, seed: int) -> tuple[Rollout, ...]:
+    def _sampling(self, questions: Sequence[Question], *, seed: int) -> EagerResampling | None:
+        """The step on this rank's engine; None on ranks that do not sample."""
         if self._producer is None:
-            return ()
-        return await self._producer.run_rollouts(questions, num_rollouts=self._algorithm.num_rollouts, seed=seed)
-
-    async def _continue(
-        self, rollouts: Sequence[Rollout], *, plan: ResamplePlan, questions: Sequence[Question], seed: int
-    ) -> tuple[Rollout, ...]:
-        """Continuations of the plan's sources that this rank sampled."""
-        by_id = {rollout.rollout_id: rollout for rollout in rollouts}
-        here = [source for source in plan.sources if source.rollout_id in by_id]
-        prefixes = [cut_prefix(by_id[source.rollout_id], confidence=source.confidence) for source in here]
-        if self._producer is None:
-            return ()
-        return await self._producer.resample(
-            prefixes, questions=questions, num_continuations=plan.num_continuations, seed=seed
+            return None
+        num_elsewhere = self._settings.num_questions - len(questions)
+        return EagerResampling(
+            self._producer, questions, algorithm=self._algorithm, num_elsewhere=num_elsewhere, seed=seed
         )
 
     def give_credit(self, experience: Experience) -> tuple[tuple[Credit, ...], tuple[TrainingSample, ...]]:

@@ -150,6 +150,22 @@ class Axpo:
         candidates = [rank_candidates(group) for group in groups if is_triggered(group)]
         return ResamplePlan(select_breadth_first(candidates, quota=self.quota), self.num_continuations)
 
+    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
+        """The sources of complete questions that :meth:`plan` selects however ``num_open`` open questions turn out.
+
+        A question's (l + 1)-th choice can be overtaken by l + 1 choices of an open question, or all of its N: by its
+        first l ones, which lie in earlier layers, and by its (l + 1)-th where that is less confident.
+        """
+        candidates = [rank_candidates(group) for group in group_scores(finished).values() if is_triggered(group)]
+        layer_of = {score.rollout_id: layer for ranked in candidates for layer, score in enumerate(ranked)}
+        order = select_breadth_first(candidates, quota=len(layer_of))
+        certain = [
+            source
+            for position, source in enumerate(order)
+            if position + num_open * min(layer_of[source.rollout_id] + 1, self.num_rollouts) < self.quota
+        ]
+        return ResamplePlan(tuple(certain), self.num_continuations)
+
     def credit(
         self, scores: Sequence[RolloutScore], plan: ResamplePlan, resamples: Sequence[ResampleScore]
     ) -> tuple[Credit, ...]:

@@ -22,6 +22,9 @@ class Algorithm(Protocol):
     def plan(self, scores: Sequence[RolloutScore]) -> ResamplePlan:
         """Thinking prefixes to resample, given the ordinary rollouts of the whole step in any order."""
 
+    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
+        """What :meth:`plan` will select among the rollouts of complete questions, however ``num_open`` others turn out."""
+
     def credit(
         self, scores: Sequence[RolloutScore], plan: ResamplePlan, resamples: Sequence[ResampleScore]
     ) -> tuple[Credit, ...]:

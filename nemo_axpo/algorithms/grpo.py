@@ -33,6 +33,10 @@ class Grpo:
         """Nothing is resampled."""
         return ResamplePlan()
 
+    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
+        """Nothing is resampled."""
+        return ResamplePlan()
+
     def credit(
         self, scores: Sequence[RolloutScore], plan: ResamplePlan, resamples: Sequence[ResampleScore]
     ) -> tuple[Credit, ...]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.rewards.base import VerifierRegistry
 from nemo_axpo.rollouts.agent import Agent, RolloutJob
 from nemo_axpo.rollouts.resampler import continuation_jobs
 from nemo_axpo.types import Question, Rollout, RolloutStatus, ThinkingPrefix
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -45,54 +48,68 @@ class Producer:
         num_rollouts: int,
         seed: int,
         on_finished: Callable[[], None] | None = None,
+        on_group: Callable[[tuple[Rollout, ...]], None] | None = None,
     ) -> tuple[Rollout, ...]:
         """N rollouts per question, ``<question>/0`` to ``<question>/<N-1>``; fewer where some stayed lost.
 
-        ``seed``: of the run and step. ``on_finished`` is called after every rollout, finished or lost. ValueError for a
-        question id that occurs twice: groups are formed by it.
+        ``seed``: of the run and step. ``on_finished`` is called after every rollout, finished or lost; ``on_group`` when
+        a question's rollouts are complete, with those that were not lost. ValueError for a question id that occurs
+        twice: groups are formed by it.
         """
         _check_unique(questions)
-        jobs: list[RolloutJob] = []
-        for question in questions:
+
+        async def run_group(question: Question) -> tuple[Rollout, ...]:
             prompt = self._agent.renderer.prompt(question)
-            jobs += [
-                RolloutJob(f"{question.question_id}/{n}", question, prompt, prompt, seed, n)
-                for n in range(num_rollouts)
-            ]
-        return await self._run_all(jobs, on_finished=on_finished)
+            ids = [f"{question.question_id}/{n}" for n in range(num_rollouts)]
+            jobs = [RolloutJob(id, question, prompt, prompt, seed, n) for n, id in enumerate(ids)]
+            rollouts = await self._run_all(jobs, on_finished=on_finished)
+            if on_group:
+                on_group(rollouts)
+            return rollouts
+
+        groups = await _gather([run_group(question) for question in questions])
+        rollouts = tuple(rollout for group in groups for rollout in group)
+        check_not_all_lost(rollouts, num_jobs=len(questions) * num_rollouts)
+        return rollouts
 
     async def resample(
         self, prefixes: Sequence[ThinkingPrefix], *, questions: Sequence[Question], num_continuations: int, seed: int
     ) -> tuple[Rollout, ...]:
         """K continuations per prefix. ``questions``: at least those of the prefixes, in any order."""
         by_id = {question.question_id: question for question in questions}
-        jobs: list[RolloutJob] = []
-        for prefix in prefixes:
-            question = by_id[prefix.question_id]
-            jobs += continuation_jobs(prefix, question=question, num_continuations=num_continuations, seed=seed)
-        return await self._run_all(jobs)
+        groups = await _gather(
+            [
+                self.continue_prefix(
+                    prefix, question=by_id[prefix.question_id], num_continuations=num_continuations, seed=seed
+                )
+                for prefix in prefixes
+            ]
+        )
+        continuations = tuple(rollout for group in groups for rollout in group)
+        check_not_all_lost(continuations, num_jobs=len(prefixes) * num_continuations)
+        return continuations
+
+    async def continue_prefix(
+        self, prefix: ThinkingPrefix, *, question: Question, num_continuations: int, seed: int
+    ) -> tuple[Rollout, ...]:
+        """K continuations of one prefix; fewer, or none, where some stayed lost."""
+        return await self._run_all(
+            continuation_jobs(prefix, question=question, num_continuations=num_continuations, seed=seed)
+        )
 
     async def _run_all(
         self, jobs: Sequence[RolloutJob], *, on_finished: Callable[[], None] | None = None
     ) -> tuple[Rollout, ...]:
+        """The rollouts that were not lost, in the order of ``jobs``."""
+
         async def run(job: RolloutJob) -> Rollout | None:
             rollout = await self._run(job)
             if on_finished:
                 on_finished()
             return rollout
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(run(job)) for job in jobs]
-        except ExceptionGroup as errors:  # the first failure cancelled the rest: show it alone
-            raise errors.exceptions[0] from None
-        rollouts = tuple(rollout for task in tasks if (rollout := task.result()) is not None)
-        if jobs and not rollouts:
-            raise EngineError(
-                f"all {len(jobs)} rollouts were lost in {1 + self._max_retries} attempts each: the engine or the tool "
-                "servers are down, see the warnings above; restart them and resume the run"
-            )
-        return rollouts
+        rollouts = await _gather([run(job) for job in jobs])
+        return tuple(rollout for rollout in rollouts if rollout is not None)
 
     async def _run(self, job: RolloutJob) -> Rollout | None:
         """One rewarded rollout; None when every attempt was lost. A retry has the seeds of the first attempt."""
@@ -104,6 +121,25 @@ class Producer:
                 return replace(rollout, reward=await self._verifiers.reward(job.question, rollout.answer))
         logger.warning("rollout %s was lost in %d attempts and is left out", job.rollout_id, 1 + self._max_retries)
         return None
+
+
+def check_not_all_lost(rollouts: Sequence[Rollout], *, num_jobs: int) -> None:
+    """EngineError where every one of ``num_jobs`` rollouts was lost."""
+    if num_jobs and not rollouts:
+        raise EngineError(
+            f"all {num_jobs} rollouts were lost, each in several attempts: the engine or the tool servers are down, see "
+            "the warnings above; restart them and resume the run"
+        )
+
+
+async def _gather(coroutines: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results in order; the first failure cancels the rest and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _check_unique(questions: Sequence[Question]) -> None:

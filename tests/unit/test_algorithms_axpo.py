@@ -276,6 +276,33 @@ def test_every_row_gets_exactly_one_credit(step, rng: random.Random):
     assert ids == sorted([score.rollout_id for score in scores] + [resample.rollout_id for resample in resamples])
 
 
+# ------------------------------------------------------------------------------------------------------ certain sources
+def test_a_first_choice_is_certain_once_the_open_questions_cannot_use_up_the_budget():
+    """floor(0.25 · 8 · 8 / 4) = 4 prefixes; two triggered questions are complete."""
+    algorithm = axpo(questions=8)
+    finished = [tool("a", 0, 0.2), tool("a", 1, 0.4), direct("a", 2), tool("b", 0, 0.3)]
+
+    def certain(num_open):
+        return [source.rollout_id for source in algorithm.certain_plan(finished, num_open=num_open).sources]
+
+    assert certain(6) == certain(4) == []  # four first choices may all be less confident than a/0
+    assert certain(3) == ["a/0"]  # at worst it is the fourth
+    assert certain(2) == ["a/0", "b/0"]
+    assert certain(1) == ["a/0", "b/0"]  # the open question may have two choices before a/1: 2 + 2 = 4
+    assert certain(0) == ["a/0", "b/0", "a/1"]
+    assert algorithm.certain_plan(finished, num_open=0) == algorithm.plan(finished)
+
+
+@given(steps(), st.randoms(use_true_random=False))
+def test_a_certain_source_is_in_the_plan_of_the_whole_step(step, rng: random.Random):
+    algorithm, scores = step
+    complete = {f"q{q}" for q in range(algorithm.num_questions) if rng.random() < 0.7}
+    finished = [score for score in scores if score.question_id in complete]
+    certain = algorithm.certain_plan(finished, num_open=algorithm.num_questions - len(complete))
+    assert set(certain.sources) <= set(algorithm.plan(scores).sources)
+    assert algorithm.certain_plan(scores, num_open=0) == algorithm.plan(scores)
+
+
 # -------------------------------------------------------------------------------------------------------- proposition 1
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 64))
 def test_proposition_1_forking_removes_the_factor_q(q, p_tool, p_prefix, n):

@@ -57,20 +57,23 @@ class Producer:
     def __init__(self, log, mastered=()):
         self.log, self.mastered = log, mastered
 
-    async def run_rollouts(self, questions, *, num_rollouts, seed):
+    async def run_rollouts(self, questions, *, num_rollouts, seed, on_group):
         self.log.append(("rollouts", [q.question_id for q in questions], num_rollouts, seed))
-        return tuple(self.one(q.question_id, n) for q in questions for n in range(num_rollouts))
+        groups = [tuple(self.one(q.question_id, n) for n in range(num_rollouts)) for q in questions]
+        for group in groups:
+            on_group(group)
+        return tuple(rollout for group in groups for rollout in group)
 
     def one(self, question_id, n):
         if question_id in self.mastered:
             return rollout(f"{question_id}/{n}", reward=1.0, uses_tool=False)
         return rollout(f"{question_id}/{n}", reward=float(n >= 2 and n % 2), uses_tool=n < 2)
 
-    async def resample(self, prefixes, *, questions, num_continuations, seed):
-        self.log.append(("resample", [p.source_rollout_id for p in prefixes], num_continuations, seed))
+    async def continue_prefix(self, prefix, *, question, num_continuations, seed):
+        assert prefix.question_id == question.question_id
+        self.log.append(("resample", prefix.source_rollout_id, num_continuations, seed))
         return tuple(
             rollout(f"{prefix.source_rollout_id}/k{k}", reward=float(k == 0), prefix=prefix)
-            for prefix in prefixes
             for k in range(num_continuations)
         )
 
@@ -149,7 +152,7 @@ def test_a_step_goes_through_the_stages_in_order():
     loop, _, log = make_loop(num_minibatches=2)
     run_step(loop, 5)
     names = [entry[0] for entry in log]
-    assert names == ["retain", "take", "rollouts", "resample", "logprobs", "update", "update", "sync"]
+    assert names == ["retain", "take", "rollouts", "resample", "resample", "logprobs", "update", "update", "sync"]
 
 
 def test_images_of_a_step_stay_until_the_next_one_begins():
@@ -180,7 +183,8 @@ def test_seeds_depend_on_run_and_step_alone():
         loop, _, log = make_loop(seed=seed)
         for index in indices:
             run_step(loop, index)
-        return [(entry[3], resampled[3]) for entry, resampled in zip(calls(log, "rollouts"), calls(log, "resample"))]
+        per_step = zip(calls(log, "rollouts"), calls(log, "resample")[::2])
+        return [(entry[3], resampled[3]) for entry, resampled in per_step]
 
     in_order, resumed, other = seeds(0, 0, 1, 2), seeds(0, 2), seeds(1, 2)
     assert resumed == in_order[2:] and len(set(in_order)) == 3 and other[0] not in in_order
@@ -190,7 +194,7 @@ def test_what_the_algorithm_plans_is_resampled():
     """floor(0.25 · 4 · 4 / 2) = 2 prefixes of four triggered questions, all equally confident: ties by rollout id."""
     loop, _, log = make_loop()
     step = run_step(loop)
-    assert calls(log, "resample")[0][1:3] == (["q0/0", "q1/0"], 2)
+    assert [entry[1:3] for entry in calls(log, "resample")] == [("q0/0", 2), ("q1/0", 2)]
     prefixes = {row.prefix.source_rollout_id: row.prefix for row in step.experience.continuations}
     assert list(prefixes) == ["q0/0", "q1/0"]
     assert prefixes["q0/0"].completion.token_ids == (10, CALL) and prefixes["q0/0"].confidence == pytest.approx(0.5)
@@ -199,7 +203,7 @@ def test_what_the_algorithm_plans_is_resampled():
 def test_grpo_runs_the_same_stages_with_an_empty_plan():
     loop, actor, log = make_loop(grpo())
     step = run_step(loop)
-    assert calls(log, "resample")[0][1] == [] and step.experience.continuations == ()
+    assert calls(log, "resample") == [] and step.experience.continuations == ()
     assert len(step.samples) == len(actor.batches[0].samples) == 16
 
 
