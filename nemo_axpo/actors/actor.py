@@ -34,6 +34,7 @@ from nemo_axpo.checkpoints.fingerprint import fingerprint
 from nemo_axpo.errors import CheckpointError, rule_message
 from nemo_axpo.losses.base import Loss
 from nemo_axpo.models.qwen3_vl import hf_mapping, loading
+from nemo_axpo.models.qwen3_vl.checkpoint_reader import CheckpointReader
 from nemo_axpo.models.qwen3_vl.config import transformer_config
 from nemo_axpo.models.qwen3_vl.model import build_stage
 from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
@@ -194,7 +195,7 @@ class Actor:
 
     def _load_stage(self) -> Any:
         model = build_stage(self.hf_config, config=self._config, device=self._device)
-        hf_mapping.load_weights(model, loading.read_checkpoint(self.checkpoint), hf_config=self.hf_config)
+        hf_mapping.load_weights(model, CheckpointReader(self.checkpoint), hf_config=self.hf_config)
         return model
 
     def _require_reference(self) -> Any:

@@ -12,8 +12,8 @@ from transformers import Qwen3VLConfig
 
 from nemo_axpo.data.vocabulary import SpecialTokens
 from nemo_axpo.errors import CheckpointError, rule_message
+from nemo_axpo.models.qwen3_vl.checkpoint_reader import CheckpointReader
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
-from nemo_axpo.models.qwen3_vl.loading import read_shapes
 
 
 def check_weights(path: str | Path, *, hf_config: Qwen3VLConfig) -> None:
@@ -21,7 +21,7 @@ def check_weights(path: str | Path, *, hf_config: Qwen3VLConfig) -> None:
 
     A tied output projection may be absent.
     """
-    expected, found = _expected_shapes(path, hf_config=hf_config), read_shapes(path)
+    expected, found = _expected_shapes(path, hf_config=hf_config), CheckpointReader(path).shapes
     optional = {LM_HEAD} if is_tied(hf_config) else set()
     missing, unknown = sorted(expected.keys() - found.keys() - optional), sorted(found.keys() - expected.keys())
     cure = "check that the checkpoint is complete and of the model its config.json describes"

@@ -50,6 +50,10 @@ def transformer_config(
         mrope_section=list(rope_settings(text)[1]),
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # Every weight comes from a checkpoint. (perform_initialization=False would leave out the marks of sharded weights.)
+        init_method=_leave_empty,
+        output_layer_init_method=_leave_empty,
+        embedding_init_method=_leave_empty,
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=tensor_parallel,
         pipeline_model_parallel_size=pipeline_parallel,
@@ -66,6 +70,10 @@ def transformer_config(
         apply_rope_fusion=False,
         **fields,
     )
+
+
+def _leave_empty(weight: torch.Tensor) -> torch.Tensor:
+    return weight
 
 
 def head_dim(text: Any) -> int:

@@ -12,9 +12,9 @@ it is made of, how they merge into a global tensor, and along which dimension te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -30,16 +30,30 @@ TEXT, VISION = "model.language_model.", "model.visual."
 Shape = tuple[int, ...]
 
 
+class TensorSource(Protocol):
+    """Named tensors that are read when asked for, whole or in part (a :class:`CheckpointReader`)."""
+
+    shapes: Mapping[str, Shape]
+    """Every tensor there is."""
+
+    def read(self, name: str, *, part: tuple[slice, ...] = ()) -> Tensor:
+        """One tensor; ``part`` has a slice for each of its first dimensions."""
+
+
 @dataclass(frozen=True)
 class Placement:
-    """One Megatron parameter and the Hugging Face tensors it holds."""
+    """One Megatron parameter and the Hugging Face tensors it holds.
+
+    A tensor-parallel rank's share of the parameter is made of its share of each Hugging Face tensor: ``merge`` and
+    ``split`` work on shares of any size, so no rank ever needs the whole.
+    """
 
     name: str
     """Parameter name of :class:`Qwen3VLModel`; ``decoder.layers.<n>`` counts layers over the whole model."""
     hf_shapes: Mapping[str, Shape]
     """Hugging Face names, in merge order, with their shapes."""
     merge: Callable[[list[Tensor]], Tensor] = lambda tensors: tensors[0]
-    """Hugging Face tensors to the global tensor."""
+    """Hugging Face tensors, or a rank's share of each, to the parameter, or the rank's share of it."""
     split: Callable[[Tensor], list[Tensor]] = lambda tensor: [tensor]
     """The inverse of ``merge``."""
     global_shape: Shape = ()
@@ -47,10 +61,19 @@ class Placement:
     shard_dim: int | None = None
     """Dimension of the global tensor that tensor-parallel ranks share; None for replicated."""
 
-    def local_shard(self, tensors: list[Tensor], *, rank: int, size: int) -> Tensor:
-        """This rank's parameter from whole Hugging Face tensors, in the global tensor's number of dimensions."""
-        merged = self.merge(tensors)
-        return merged if self.shard_dim is None else merged.chunk(size, self.shard_dim)[rank]
+    @property
+    def hf_shard_dim(self) -> int | None:
+        """Dimension of each Hugging Face tensor that tensor-parallel ranks share; None for replicated."""
+        if self.shard_dim is None or not self.global_shape:
+            return self.shard_dim
+        return self.shard_dim - (len(self.global_shape) - len(next(iter(self.hf_shapes.values()))))
+
+    def hf_part(self, hf_name: str, *, rank: int, size: int) -> tuple[slice, ...]:
+        """What rank ``rank`` of ``size`` holds of a Hugging Face tensor: a slice for each of its first dimensions."""
+        if self.hf_shard_dim is None or size == 1:
+            return ()
+        width = self.hf_shapes[hf_name][self.hf_shard_dim] // size
+        return (*[slice(None)] * self.hf_shard_dim, slice(rank * width, (rank + 1) * width))
 
     def local_shape(self, *, size: int) -> Shape:
         """Shape of a rank's share of the global tensor."""
@@ -73,38 +96,30 @@ def placements(hf_config: Any) -> list[Placement]:
     return found + _vision_placements(hf_config)
 
 
-def load_weights(model: Any, named_tensors: Iterable[tuple[str, Tensor]], *, hf_config: Any) -> None:
-    """Copies a stream of whole Hugging Face tensors into this rank's shards, holding no more than one layer's parts.
+def load_weights(model: Any, source: TensorSource, *, hf_config: Any) -> None:
+    """Copies what this rank holds out of ``source``, one parameter at a time; the rest is not read.
 
-    ValueError names a tensor that is missing, unknown or misshapen, what was expected, and the cure.
+    ValueError names a tensor that is missing, unknown or misshapen, what was expected, and the cure; the model is then
+    as it was.
     """
-    waiting = {hf_name: placement for placement in placements(hf_config) for hf_name in placement.hf_shapes}
-    parameters, arrived = global_parameters(model), {}
-    for hf_name, tensor in named_tensors:
-        if hf_name == LM_HEAD and hf_name not in waiting:
-            continue  # tied: some checkpoints write the embedding a second time
-        placement = waiting.pop(hf_name, None)
-        _check(hf_name, tensor, placement)
-        arrived[hf_name] = tensor
-        if all(name in arrived for name in placement.hf_shapes):
-            parts = [arrived.pop(name) for name in placement.hf_shapes]
-            _copy_shard(parameters.get(placement.name), placement, parts)
-    if waiting:
-        first = min(waiting)
-        raise ValueError(
-            f"every tensor of the model must be in the checkpoint; {len(waiting)} are missing, first {first!r} with "
-            f"shape {tuple(waiting[first].hf_shapes[first])}: use a complete checkpoint of this config.json"
-        )
+    wanted = placements(hf_config)
+    _check_tensors(source.shapes, wanted)
+    parameters = global_parameters(model)
+    for placement in wanted:
+        if placement.name in parameters:  # another pipeline stage holds it otherwise
+            _fill(parameters[placement.name], placement, source)
     _copy_tied_output(model)
 
 
 def hf_tensors(model: Any, *, hf_config: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors under their Hugging Face names, one parameter at a time; every rank takes part, and gets all."""
+    """Whole tensors under their Hugging Face names, one at a time; every rank takes part, and gets all."""
     parameters = global_parameters(model)
+    _, size = _tensor_parallel()
     for placement in placements(hf_config):
-        parameter = parameters.get(placement.name)
-        whole = _gather(None if parameter is None else parameter.detach(), placement, model=model)
-        yield from zip(placement.hf_shapes, placement.split(whole), strict=True)
+        local = _staged(parameters.get(placement.name), placement, model=model)
+        shares = placement.split(local.view(placement.local_shape(size=size)))
+        for hf_name, share in zip(placement.hf_shapes, shares, strict=True):
+            yield hf_name, _gather(share, placement.hf_shard_dim, size=size)
 
 
 def global_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -147,11 +162,14 @@ def _qkv_placement(text: Any, *, ours: str, theirs: str) -> Placement:
     rows = {"q": text.num_attention_heads, "k": groups, "v": groups}
     shapes = {f"{theirs}self_attn.{part}_proj.weight": (heads * channels, hidden) for part, heads in rows.items()}
 
-    def merge(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([tensor.view(groups, -1, hidden) for tensor in tensors], dim=1).view(-1, hidden)
+    sections = [queries * channels, channels, channels]
 
-    def split(whole: Tensor) -> list[Tensor]:
-        parts = whole.view(groups, -1, hidden).split([queries * channels, channels, channels], dim=1)
+    def merge(tensors: list[Tensor]) -> Tensor:
+        parts = [tensor.view(-1, section, hidden) for tensor, section in zip(tensors, sections, strict=True)]
+        return torch.cat(parts, dim=1).view(-1, hidden)
+
+    def split(tensor: Tensor) -> list[Tensor]:
+        parts = tensor.view(-1, sum(sections), hidden).split(sections, dim=1)
         return [part.reshape(-1, hidden) for part in parts]
 
     num_rows = groups * (queries + 2) * channels
@@ -159,30 +177,35 @@ def _qkv_placement(text: Any, *, ours: str, theirs: str) -> Placement:
 
 
 def _vision_placements(hf_config: Any) -> list[Placement]:
-    with torch.device("meta"):
-        tower = VisionTower(hf_config.vision_config)
+    tower = VisionTower.on_meta(hf_config.vision_config)
     return [_plain("visual." + name, VISION + name, tuple(p.shape)) for name, p in tower.named_parameters()]
 
 
-def _check(hf_name: str, tensor: Tensor, placement: Placement | None) -> None:
-    if placement is None:
+def _check_tensors(found: Mapping[str, Shape], wanted: list[Placement]) -> None:
+    expected = {name: tuple(shape) for placement in wanted for name, shape in placement.hf_shapes.items()}
+    cure = "check that the checkpoint and its config.json are of one model"
+    for name, shape in found.items():
+        if name == LM_HEAD and name not in expected:
+            continue  # tied: some checkpoints write the embedding a second time
+        if name not in expected:
+            raise ValueError(f"tensor {name!r} does not belong to this Qwen3-VL; its shape is {tuple(shape)}: {cure}")
+        if tuple(shape) != expected[name]:
+            raise ValueError(
+                f"tensor {name!r} must have shape {expected[name]} by config.json; got {tuple(shape)}: {cure}"
+            )
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
         raise ValueError(
-            f"tensor {hf_name!r} does not belong to this Qwen3-VL, or came twice; its shape is {tuple(tensor.shape)}: "
-            "check that the checkpoint and its config.json are of one model"
-        )
-    expected = tuple(placement.hf_shapes[hf_name])
-    if tuple(tensor.shape) != expected:
-        raise ValueError(
-            f"tensor {hf_name!r} must have shape {expected} by config.json; got {tuple(tensor.shape)}: check that the "
-            "checkpoint and its config.json are of one model"
+            f"every tensor of the model must be in the checkpoint; {len(missing)} are missing, first {missing[0]!r} with "
+            f"shape {expected[missing[0]]}: use a complete checkpoint of this config.json"
         )
 
 
 @torch.no_grad()
-def _copy_shard(parameter: torch.nn.Parameter | None, placement: Placement, tensors: list[Tensor]) -> None:
-    if parameter is not None:  # another pipeline stage holds it otherwise
-        rank, size = _tensor_parallel()
-        parameter.copy_(placement.local_shard(tensors, rank=rank, size=size).reshape(parameter.shape))
+def _fill(parameter: torch.nn.Parameter, placement: Placement, source: TensorSource) -> None:
+    rank, size = _tensor_parallel()
+    parts = [source.read(name, part=placement.hf_part(name, rank=rank, size=size)) for name in placement.hf_shapes]
+    parameter.copy_(placement.merge(parts).reshape(parameter.shape))
 
 
 def _tensor_parallel() -> tuple[int, int]:
@@ -202,23 +225,34 @@ def _copy_tied_output(model: Any) -> None:
             dist.all_reduce(model.shared_embedding_or_output_weight().data, group=parallel_state.get_embedding_group())
 
 
-def _gather(local: Tensor | None, placement: Placement, *, model: Any) -> Tensor:
-    """The global tensor, on every rank."""
-    _, size = _tensor_parallel()
-    shape, config = placement.local_shape(size=size), model.config
-    stage = _stage_of(placement.name, model=model)
-    if local is None:
-        device = next(model.parameters()).device
+def _staged(parameter: Tensor | None, placement: Placement, *, model: Any) -> Tensor:
+    """This rank's share of a parameter, on every pipeline stage."""
+    config = model.config
+    if parameter is None:
+        _, size = _tensor_parallel()
+        shape, device = placement.local_shape(size=size), next(model.parameters()).device
         local = torch.empty(shape, dtype=config.params_dtype, device=device)
-    local = local.reshape(shape).contiguous()
+    else:
+        local = parameter.detach().contiguous()
     if config.pipeline_model_parallel_size > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
-        dist.broadcast(local, src=dist.get_process_group_ranks(group)[stage], group=group)
-    if placement.shard_dim is None or size == 1:
-        return local
-    shards = [torch.empty_like(local) for _ in range(size)]
-    dist.all_gather(shards, local, group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(shards, dim=placement.shard_dim)
+        stage = dist.get_process_group_ranks(group)[_stage_of(placement.name, model=model)]
+        dist.broadcast(local, src=stage, group=group)
+    return local
+
+
+def _gather(share: Tensor, dim: int | None, *, size: int) -> Tensor:
+    """The whole tensor, on every rank, from its shares along ``dim``."""
+    if dim is None or size == 1:
+        return share
+    group = parallel_state.get_tensor_model_parallel_group()
+    if dim == 0:  # shares lie one after another in memory: they arrive in place
+        whole = torch.empty(size * share.shape[0], *share.shape[1:], dtype=share.dtype, device=share.device)
+        dist.all_gather(list(whole.chunk(size)), share.contiguous(), group=group)
+        return whole
+    shares = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(size)]
+    dist.all_gather(shares, share.contiguous(), group=group)
+    return torch.cat(shares, dim=dim)
 
 
 def _stage_of(name: str, *, model: Any) -> int:

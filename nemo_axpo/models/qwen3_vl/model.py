@@ -39,11 +39,14 @@ class Qwen3VLModel(LanguageModule):
         self.share_embeddings_and_output_weights = is_tied(hf_config)
         self.rotary = InterleavedRope(head_dim=head_dim(text), theta=theta, sections=sections)
         if pre_process:
-            is_full = config.recompute_granularity == "full"
-            self.visual = VisionTower(hf_config.vision_config, recomputes_blocks=is_full).to(config.params_dtype)
             self.embedding = LanguageModelEmbedding(
                 config, text.vocab_size, 0, position_embedding_type="none", scatter_to_sequence_parallel=False
             )
+            device = self.embedding.word_embeddings.weight.device
+            tower = VisionTower.on_meta(
+                hf_config.vision_config, recomputes_blocks=config.recompute_granularity == "full"
+            )
+            self.visual = tower.to(config.params_dtype).to_empty(device=device)  # weights are loaded later
         self.decoder = DeepStackBlock(
             config, local_block_spec(config), pre_process=pre_process, post_process=post_process
         )

@@ -38,6 +38,12 @@ class VisionTower(nn.Module):
             PatchMerger(config, norm_after_merge=True) for _ in config.deepstack_visual_indexes
         )
 
+    @classmethod
+    def on_meta(cls, config: Any, *, recomputes_blocks: bool = False) -> VisionTower:
+        """The tower without memory: the weights are loaded, so none is initialised."""
+        with torch.device("meta"):
+            return cls(config, recomputes_blocks=recomputes_blocks)
+
     def forward(self, images: Sequence[ImageBatch]) -> tuple[Tensor, list[Tensor]]:
         """Embeddings ``[tokens, H]`` of all images in order, and per DeepStack level as many features."""
         per_batch = [self._run(batch) for batch in images]
