@@ -40,6 +40,8 @@ class Activations:
     vision: float
     recomputed: float
     """Rebuilt during the backward pass, for one layer at a time; not multiplied by the micro-batches in flight."""
+    tables: float
+    """Rotary tables and indices, which all layers share; recomputation keeps them too."""
 
 
 def layer_ledger(sizes: ModelSizes, *, settings: TrainerSettings) -> dict[str, float]:
@@ -79,34 +81,69 @@ def stage_activations(
     sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchShape, stage: int
 ) -> Activations:
     """What one micro-batch keeps on a rank of pipeline stage ``stage``."""
-    layers = sizes.num_layers // settings.pipeline_parallel
-    ledger = layer_ledger(sizes, settings=settings)
-    kept, rebuilt = _recomputed(ledger, layer_input=settings.value_bytes * sizes.hidden * settings.sequence_share,
-                                recompute=settings.recompute)  # fmt: skip
-    language = layers * kept * shape.num_tokens + _language_extras(sizes, settings=settings, shape=shape, stage=stage)
+    kept, rebuilt = _decoder(sizes, settings=settings, shape=shape, stage=stage)
+    language = kept * shape.num_tokens + _language_extras(sizes, settings=settings, shape=shape, stage=stage)
     vision, vision_rebuilt = (0.0, 0.0) if stage else _tower(sizes, settings=settings, shape=shape)
-    return Activations(language, vision, max(rebuilt * shape.num_tokens, vision_rebuilt))
+    return Activations(
+        language=language,
+        vision=vision,
+        recomputed=max(rebuilt * shape.num_tokens, vision_rebuilt),
+        tables=_table_bytes(sizes, settings=settings, shape=shape, stage=stage),
+    )
 
 
-def _recomputed(ledger: dict[str, float], *, layer_input: float, recompute: str) -> tuple[float, float]:
-    """Bytes per token kept by every layer, and rebuilt for one layer during the backward pass."""
-    total = sum(ledger.values())
-    if recompute == "none":
-        return total, 0.0
-    if recompute == "full":
-        return layer_input, total
-    dropped = sum(ledger[name] for name in SELECTIVE)
-    return total - dropped, dropped
+def _decoder(
+    sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchShape, stage: int
+) -> tuple[float, float]:
+    """Bytes per token that a stage's layers keep, and rebuild at a time during the backward pass."""
+    memory, ledger = settings.memory, layer_ledger(sizes, settings=settings)
+    layers, whole = sizes.num_layers // settings.pipeline_parallel, sum(ledger.values())
+    if memory.recompute == "none":
+        return layers * whole, 0.0
+    if memory.recompute == "selective":
+        kept = sum(_selective(sizes, ledger=ledger, settings=settings).values())
+        return layers * kept, sum(ledger[_REBUILT[module]] for module in memory.recompute_modules)
+    units = min(memory.recompute_num_layers, layers)
+    # DeepStack levels are arguments of the recomputed layers, hence kept.
+    levels = sizes.vision.num_deepstack if stage == 0 and shape.num_image_tokens else 0
+    hidden = settings.value_bytes * sizes.hidden * settings.sequence_share
+    if memory.recompute_method == "uniform":
+        return (-(-layers // units) + levels) * hidden, units * whole
+    return (units + min(levels, units)) * hidden + (layers - units) * whole, whole
 
 
-SELECTIVE = ("attention",)
-"""What selective recomputation rebuilds."""
+_REBUILT = {"core_attn": "attention", "mlp": "mlp"}
+"""What selective recomputation rebuilds, in the words of the ledger."""
+
+
+def _selective(sizes: ModelSizes, *, ledger: dict[str, float], settings: TrainerSettings) -> dict[str, float]:
+    """The ledger of a layer under selective recomputation.
+
+    The arguments of attention stay: queries, keys, and values, which are a view of the whole projection. In float32 the
+    norm of the keys holds the projection already.
+    """
+    dropped = {_REBUILT[module] for module in settings.memory.recompute_modules}
+    kept = {name: size for name, size in ledger.items() if name not in dropped}
+    if "attention" in dropped:
+        b, t = settings.value_bytes, settings.tensor_parallel
+        projection = (sizes.query_width + 2 * sizes.group_width) / t if b < FLOAT32 else 0.0
+        kept["attention"] = b * ((sizes.query_width + sizes.group_width) / t + projection)
+    return kept
+
+
+def _table_bytes(sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchShape, stage: int) -> float:
+    """Cosines and sines of the text in the type of the activations, of the patches in float32; where rows lie."""
+    tables = shape.num_tokens * (2 * settings.value_bytes * sizes.head_dim + 2 * INDEX)
+    if stage == 0 and not settings.freezes_vision:
+        vision = sizes.vision
+        patches = shape.num_image_tokens * vision.patches_per_token
+        tables += patches * 2 * FLOAT32 * vision.hidden // vision.num_heads
+    return tables
 
 
 def _language_extras(sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchShape, stage: int) -> float:
-    """Rotary tables and indices once per stage; images put in their places; the last norm and the output's input."""
-    b, tokens = settings.value_bytes, shape.num_tokens
-    extras = tokens * (2 * b * sizes.head_dim + 2 * INDEX)
+    """Images put in their places; the last norm and the hidden states whose logits are wanted."""
+    b, tokens, extras = settings.value_bytes, shape.num_tokens, 0.0
     if stage == 0:
         levels = 1 + sizes.vision.num_deepstack
         extras += INDEX * tokens + shape.num_image_tokens * (levels * b * sizes.hidden + 2 * INDEX)
@@ -123,12 +160,12 @@ def _tower(sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchSha
     vision, b = sizes.vision, settings.value_bytes
     patches = shape.num_image_tokens * vision.patches_per_token
     block = sum(vision_block_ledger(vision, value_bytes=b).values())
-    kept, rebuilt = _recomputed({"block": block}, layer_input=b * vision.hidden,
-                                recompute="full" if settings.recompute == "full" else "none")  # fmt: skip
+    is_recomputed = settings.memory.recompute == "full"
+    kept, rebuilt = (b * vision.hidden, block) if is_recomputed else (block, 0.0)
     merger = 3 * b * vision.hidden  # normalised, before and after the activation
-    head_dim = vision.hidden // vision.num_heads
-    entry = b * vision.patch_values + 4 * (b + INDEX) + 2 * FLOAT32 * head_dim  # patches, position and rotary tables
-    extras = (1 + vision.num_deepstack) * merger + b * vision.hidden + entry
+    statistics = 2 * b * (1 + vision.num_deepstack / vision.patches_per_token)  # of the mergers' norms
+    entry = b * vision.patch_values + 4 * (b + INDEX)  # patches, resampled positions
+    extras = (1 + vision.num_deepstack) * merger + statistics + b * vision.hidden + entry
     return patches * (vision.depth * kept + extras), patches * rebuilt
 
 

@@ -14,7 +14,12 @@ from nemo_axpo.plan.memory import RankMemory
 from nemo_axpo.plan.plan import GIB, Plan, PlanRequest, make_plan
 
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4)
-"""Layouts that the search for a cure tries."""
+_RECOMPUTE: tuple[dict[str, Any], ...] = (
+    {"recompute": "none"},
+    {"recompute": "selective", "recompute_modules": ("mlp",)},
+    {"recompute": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+)
+"""What the search for a cure tries, the cheapest first."""
 _MAX_BUBBLE = 0.2
 _FULL = 0.9
 """Share of the usable memory above which a job is warned that it has little to spare."""
@@ -42,7 +47,7 @@ def layout_problems_of(request: PlanRequest, *, hf_config: Any) -> list[str]:
     if not problems:
         return []
     found = smallest_layout(request, hf_config=hf_config)
-    return [*problems, *([f"a layout that fits: {found}"] if found else [])]
+    return [*problems, *([f"a layout that fits: {settings_text(found)}"] if found else [])]
 
 
 def memory_problems(request: PlanRequest, plan: Plan, *, hf_config: Any) -> list[str]:
@@ -54,9 +59,10 @@ def memory_problems(request: PlanRequest, plan: Plan, *, hf_config: Any) -> list
     worst = max(too_full, key=lambda stage: stage.memory.total)
     found = smallest_layout(request, hf_config=hf_config)
     kind, size = largest_kind(worst.memory)
+    cure = f"use {settings_text(found)}" if found else _without_layout(request, plan, kind=kind)
     rule = f"a rank must fit {usable / GIB:.1f} GiB ({request.machine.gpu_memory_gib:g} less a reserve)"
     got = f"{worst.memory.total / GIB:.1f} GiB on stage {worst.stage}, {size / GIB:.1f} of it {kind}"
-    return [rule_message(rule, got=got, cure=f"use {found}" if found else _without_layout(request, plan, kind=kind))]
+    return [rule_message(rule, got=got, cure=cure)]
 
 
 def _without_layout(request: PlanRequest, plan: Plan, *, kind: str) -> str:
@@ -78,15 +84,32 @@ def largest_kind(memory: RankMemory) -> tuple[str, float]:
     return kind, sizes[kind]
 
 
-def smallest_layout(request: PlanRequest, *, hf_config: Any) -> str | None:
-    """Settings of the fewest ranks per model, then the fewest stages, that divide and fit; None where there are none."""
-    candidates = sorted(itertools.product(TENSOR_SIZES, PIPELINE_SIZES), key=lambda c: (c[0] * c[1], c[1]))
-    for tensor_parallel, pipeline_parallel in candidates:
-        settings = {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
-        other = request.with_actor(**settings)
-        if _fits(other, hf_config=hf_config):
-            return " ".join(f"actor.{name}={value}" for name, value in settings.items())
+def smallest_layout(request: PlanRequest, *, hf_config: Any) -> dict[str, Any] | None:
+    """Keys of the config's section ``actor``: the fewest ranks per model that divide and fit, with as little
+    recomputation and as few stages as possible; None where nothing fits."""
+    candidates = itertools.product(TENSOR_SIZES, PIPELINE_SIZES, range(len(_RECOMPUTE)))
+    for tensor_parallel, pipeline_parallel, number in sorted(candidates, key=lambda c: (c[0] * c[1], c[2], c[1])):
+        ranks = tensor_parallel * pipeline_parallel
+        keys = {
+            "tensor_parallel": tensor_parallel,
+            "pipeline_parallel": pipeline_parallel,
+            "sequence_parallel": tensor_parallel > 1,
+            "distributed_optimizer": request.machine.world_size > ranks,
+            **_RECOMPUTE[number],
+        }
+        if _fits(request.with_actor(**keys), hf_config=hf_config):
+            return keys
     return None
+
+
+def settings_text(keys: dict[str, Any]) -> str:
+    """Keys of the section ``actor`` as a command line takes them."""
+    values = {name: str(value).lower() if isinstance(value, bool) else value for name, value in keys.items()}
+    return " ".join(f"actor.{name}={_listed(value)}" for name, value in values.items())
+
+
+def _listed(value: Any) -> Any:
+    return f"[{','.join(value)}]" if isinstance(value, tuple) else value
 
 
 def _fits(request: PlanRequest, *, hf_config: Any) -> bool:
@@ -121,7 +144,7 @@ def _layout_warnings(plan: Plan) -> Iterator[str]:
         yield rule_message("a job should fill its nodes", got=f"{idle} GPUs idle", cure=cure)
     if layout.tensor_parallel > 1 and not plan.settings.sequence_parallel:
         rule = "with tensor parallelism, sequence parallelism divides norms and residuals too"
-        yield rule_message(rule, got="sequence_parallel=false", cure="set actor.sequence_parallel=true")
+        yield rule_message(rule, got="actor.sequence_parallel=false", cure="set actor.sequence_parallel=true")
 
 
 def _pipeline_warnings(request: PlanRequest, plan: Plan) -> Iterator[str]:
@@ -144,11 +167,16 @@ def _memory_warnings(request: PlanRequest, plan: Plan) -> Iterator[str]:
     if _FULL < share <= 1:
         rule = f"a rank should use less than {_FULL:.0%} of its memory: activations of unusual batches are larger"
         yield rule_message(rule, got=f"{share:.0%}", cure="lower actor.micro_batch_tokens or engine.max_num_seqs")
-    if plan.layout.data_parallel > 1 and not plan.settings.distributed_optimizer:
+    if plan.layout.data_parallel > 1 and not plan.settings.memory.distributed_optimizer:
         saved = plan.stages[0].memory.optimizer * (1 - 1 / plan.layout.data_parallel) / GIB
         rule = "replicas can share the optimizer's state"
         cure = "set actor.distributed_optimizer=true"
         yield rule_message(rule, got=f"{saved:.1f} GiB held more than needed", cure=cure)
+    recomputed = plan.settings.memory
+    if recomputed.recompute == "selective" and recomputed.recompute_modules == ("core_attn",):
+        rule = "recomputing attention alone frees nothing where attention keeps no scores, as all kernels on a GPU do"
+        cure = "add mlp: actor.recompute_modules=[core_attn,mlp], or set actor.recompute=none"
+        yield rule_message(rule, got="actor.recompute_modules=[core_attn]", cure=cure)
 
 
 def _batch_warnings(request: PlanRequest, plan: Plan) -> Iterator[str]:

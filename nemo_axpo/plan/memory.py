@@ -19,6 +19,9 @@ from nemo_axpo.plan.sizes import ModelSizes
 _INDEX_BYTES_PER_TOKEN = 96
 """Ids, three positions, attention rows, targets, advantages and log-probs of one token of a micro-batch."""
 
+_MAX_CHUNK_LOGITS = 2**27
+"""Logits of a chunk where the config does not say, as in ``models.vocab_parallel``."""
+
 
 @dataclass(frozen=True)
 class RankMemory:
@@ -69,6 +72,7 @@ def stage_memory(
     trained = parameters.total - (parameters.vision if settings.freezes_vision else 0)
     activations = stage_activations(sizes, settings=settings, shape=step.microbatch, stage=stage)
     in_flight = min(settings.pipeline_parallel - stage, step.num_microbatches)
+    is_last = stage == settings.pipeline_parallel - 1
     return RankMemory(
         weights=parameters.total * settings.value_bytes,
         reference=parameters.total * settings.value_bytes * settings.has_reference,
@@ -77,23 +81,28 @@ def stage_memory(
         engine_weights=engine.weights if stage == 0 else 0.0,
         engine_cache=engine.cache if stage == 0 else 0.0,
         inputs=_input_bytes(sizes, step=step),
-        activations_language=in_flight * activations.language,
+        activations_language=in_flight * (activations.language + activations.tables),
         activations_vision=in_flight * activations.vision,
-        logits=_logit_bytes(sizes, settings=settings, step=step, stage=stage),
+        logits=logit_bytes(sizes, settings=settings, num_loss_tokens=step.microbatch.num_loss_tokens)
+        if is_last
+        else 0.0,
         workspace=activations.recomputed + _workspace(sizes, settings=settings, step=step),
         communication=_communication(sizes, settings=settings, step=step, stage=stage),
-        optimizer_scratch=FLOAT32 * trained / _optimizer_shards(settings),
+        optimizer_scratch=_optimizer_scratch(trained, settings=settings),
     )
 
 
 def optimizer_bytes(num_trained: int, *, settings: TrainerSettings) -> float:
     """Adam's state of ``num_trained`` parameters; the distributed optimizer divides it by the replicas."""
+    if settings.memory.offload_optimizer:
+        return 0.0  # on the host
     per_parameter = 2 * FLOAT32 + (FLOAT32 if settings.value_bytes < FLOAT32 else 0)
-    return num_trained * per_parameter / _optimizer_shards(settings)
+    return num_trained * per_parameter / settings.optimizer_shards
 
 
-def _optimizer_shards(settings: TrainerSettings) -> int:
-    return settings.data_parallel if settings.distributed_optimizer else 1
+def _optimizer_scratch(num_trained: int, *, settings: TrainerSettings) -> float:
+    """Adam's denominators of all parameters at once."""
+    return 0.0 if settings.memory.offload_optimizer else FLOAT32 * num_trained / settings.optimizer_shards
 
 
 def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
@@ -102,14 +111,16 @@ def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
     return step.num_microbatches * (pixels + shape.num_tokens * _INDEX_BYTES_PER_TOKEN)
 
 
-def _logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, stage: int) -> float:
-    """Of a chunk of the loss tokens: logits as they come; shifted, as probabilities and as their product in float32."""
-    if stage < settings.pipeline_parallel - 1:
-        return 0.0
-    rows = step.microbatch.num_loss_tokens
-    if settings.logprob_chunk_tokens is not None:
-        rows = min(rows, settings.logprob_chunk_tokens)
-    return rows * sizes.vocab / settings.tensor_parallel * (settings.value_bytes + 3 * FLOAT32)
+def logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, num_loss_tokens: int) -> float:
+    """At most ``logprob_chunk_tokens`` loss tokens at a time: shifted logits, probabilities and their product, in float32.
+
+    Where one chunk holds them all, the logits as they come stay beside these.
+    """
+    width = sizes.vocab // settings.tensor_parallel
+    chunk = settings.memory.logprob_chunk_tokens or max(1, _MAX_CHUNK_LOGITS // width)
+    if num_loss_tokens > chunk:
+        return 3 * FLOAT32 * chunk * width
+    return (3 * FLOAT32 + settings.value_bytes) * num_loss_tokens * width
 
 
 def _workspace(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic) -> float:

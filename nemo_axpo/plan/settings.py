@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from nemo_axpo.actors.memory import MemorySettings
+from nemo_axpo.config.checks import memory_arguments
 from nemo_axpo.config.schema import Config
 
-Recompute = Literal["none", "selective", "full"]
+_PLAIN = MemorySettings()
 BYTES = {"float32": 4, "bfloat16": 2}
 """Bytes of one value by the config's word for its type."""
 
@@ -23,17 +24,20 @@ class TrainerSettings:
     """Of a weight and of an activation."""
     micro_batch_tokens: int
     sequence_parallel: bool = False
-    recompute: Recompute = "none"
-    distributed_optimizer: bool = False
+    """Never True without tensor parallelism, where it does nothing."""
     freezes_vision: bool = False
     has_reference: bool = True
-    logprob_chunk_tokens: int | None = None
-    """Loss tokens whose logits exist at the same time; None: all of a micro-batch."""
+    memory: MemorySettings = _PLAIN
 
     @property
     def sequence_share(self) -> float:
         """Share of the tokens that norms and residuals of one rank see."""
         return 1 / self.tensor_parallel if self.sequence_parallel else 1.0
+
+    @property
+    def optimizer_shards(self) -> int:
+        """Ranks that share the optimizer's state of one model shard."""
+        return self.data_parallel if self.memory.distributed_optimizer else 1
 
 
 def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
@@ -45,5 +49,8 @@ def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
         data_parallel=data_parallel,
         value_bytes=BYTES[actor.dtype],
         micro_batch_tokens=actor.micro_batch_tokens,
+        sequence_parallel=actor.sequence_parallel and actor.tensor_parallel > 1,
+        freezes_vision=actor.freeze_vision,
         has_reference=config.loss.kl_coef > 0,
+        memory=MemorySettings(**memory_arguments(config)),
     )

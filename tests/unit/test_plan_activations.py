@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_qwen3_vl import BANNED, RandomImages, sample, save_checkpoint, tiny_config
 
 from nemo_axpo.actors.actor import Actor
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.plan.activations import (
-    Activations,
     MicrobatchShape,
     layer_ledger,
     stage_activations,
@@ -62,14 +64,38 @@ def test_one_vision_block_in_bf16_by_hand():
     }
 
 
-def test_full_recomputation_keeps_layer_inputs_and_rebuilds_one_layer():
-    shape = MicrobatchShape(num_tokens=100, num_image_tokens=0, num_loss_tokens=0)
-    kept = stage_activations(SIZES, settings=settings(), shape=shape, stage=0)
-    recomputed = stage_activations(SIZES, settings=settings(recompute="full"), shape=shape, stage=0)
-    layer = sum(layer_ledger(SIZES, settings=settings()).values())
-    assert recomputed == Activations(
-        language=pytest.approx(kept.language - 4 * 100 * (layer - 2 * 32)), vision=0.0, recomputed=100 * layer
-    )
+SHAPE = MicrobatchShape(num_tokens=100, num_image_tokens=5, num_loss_tokens=0)
+LAYER = sum(layer_ledger(SIZES, settings=settings()).values())
+HIDDEN = 2 * 32
+
+
+@pytest.mark.parametrize(
+    ("memory", "per_token", "rebuilt"),
+    [
+        # Four layers, two DeepStack levels, which are arguments of the layers they follow.
+        ({"recompute": "full"}, 4 * HIDDEN + 2 * HIDDEN, LAYER),
+        ({"recompute": "full", "recompute_num_layers": 3}, 2 * HIDDEN + 2 * HIDDEN, 3 * LAYER),
+        ({"recompute": "full", "recompute_method": "block"}, HIDDEN + HIDDEN + 3 * LAYER, LAYER),
+        # gate, up, their activation and product; queries 64, keys 32 and the projection of 128 against q, out, k, v.
+        ({"recompute": "selective", "recompute_modules": ("mlp",)}, 4 * (LAYER - 2 * 192), 2 * 192),
+        ({"recompute": "selective"}, 4 * (LAYER - 400 + 2 * (64 + 32 + 128)), 400),
+    ],
+)
+def test_recomputation_by_hand(memory, per_token, rebuilt):
+    plain = stage_activations(SIZES, settings=settings(), shape=SHAPE, stage=0)
+    found = stage_activations(SIZES, settings=settings(memory=MemorySettings(**memory)), shape=SHAPE, stage=0)
+    assert found.recomputed == 100 * rebuilt
+    assert plain.language - found.language == pytest.approx(100 * (4 * LAYER - per_token))
+
+
+def test_full_recomputation_keeps_the_inputs_of_vision_blocks():
+    shape = MicrobatchShape(num_tokens=100, num_image_tokens=10, num_loss_tokens=0)
+    plain = stage_activations(SIZES, settings=settings(), shape=shape, stage=0)
+    full = stage_activations(SIZES, settings=settings(memory=MemorySettings(recompute="full")), shape=shape, stage=0)
+    block = sum(vision_block_ledger(SIZES.vision, value_bytes=2).values())
+    assert plain.vision - full.vision == 40 * 3 * (block - 2 * 16)
+    frozen = stage_activations(SIZES, settings=settings(freezes_vision=True), shape=shape, stage=0)
+    assert frozen.vision == 0 and frozen.language == plain.language
 
 
 def test_only_the_first_stage_runs_the_tower_and_only_the_last_the_output():
@@ -78,7 +104,7 @@ def test_only_the_first_stage_runs_the_tower_and_only_the_last_the_output():
         stage_activations(SIZES, settings=settings(pipeline_parallel=2), shape=shape, stage=stage) for stage in (0, 1)
     )
     assert first.vision > 0 == last.vision
-    # The last norm and the loss positions' hidden states against images placed on three levels and their indices.
+    # The last norm and the loss positions' hidden states against token ids and images placed on three levels.
     assert last.language - first.language == 100 * (4 * 32 + 4 + 2 * 32) + 10 * (2 * 32 + 8) - (
         8 * 100 + 40 * (3 * 2 * 32 + 2 * 8)
     )
@@ -108,22 +134,38 @@ def saved_bytes(actor: Actor, inputs: object) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+RECOMPUTATION = {
+    "none": {},
+    "mlp": {"recompute": "selective", "recompute_modules": ("mlp",)},
+    "attention": {"recompute": "selective"},
+    "full": {"recompute": "full"},
+    "units of 2": {"recompute": "full", "recompute_num_layers": 2},
+    "first 2": {"recompute": "full", "recompute_method": "block", "recompute_num_layers": 2},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("images", [(), ("8x8/a", "8x6/b")], ids=["text", "images"])
-def test_a_forward_pass_keeps_what_the_ledger_says(checkpoint, dtype, images):
+@pytest.mark.parametrize("recompute", RECOMPUTATION.values(), ids=RECOMPUTATION.keys())
+def test_a_forward_pass_keeps_what_the_ledger_says(checkpoint, dtype, images, recompute):
+    memory = MemorySettings(**recompute)
     actor = Actor(
-        checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, optimizer=AdamSettings(1e-3), dtype=dtype
-    )
+        checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, optimizer=AdamSettings(1e-3), dtype=dtype,
+        memory=memory,
+    )  # fmt: skip
     num_text = 64 - sum(2 + 4 * int(image[2]) // 2 for image in images)
     row = sample(*images, *(7 * i % 80 for i in range(num_text)), trained=20)
     assert len(row.token_ids) == 64  # a multiple of the attention's alignment: no padding
     (microbatch,) = actor._microbatches([row])
     inputs = microbatch.inputs
     shape = MicrobatchShape(inputs.token_ids_T.numel(), inputs.image_token_P.numel(), inputs.predictor_L.numel())
-    expected = stage_activations(
-        model_sizes(actor.hf_config),
-        settings=settings(value_bytes=dtype.itemsize),
-        shape=shape,
-        stage=0,
-    )
-    assert saved_bytes(actor, inputs) == pytest.approx(expected.language + expected.vision, rel=0.01)
+    how = settings(value_bytes=dtype.itemsize, memory=memory)
+    expected = stage_activations(model_sizes(actor.hf_config), settings=how, shape=shape, stage=0)
+    # Recomputed layers and blocks hold their tables in a closure, where autograd does not see them.
+    tables = expected.tables
+    if memory.recompute == "full":
+        text = stage_activations(
+            model_sizes(actor.hf_config), settings=how, shape=replace(shape, num_image_tokens=0), stage=0
+        )
+        tables = text.tables if memory.recompute_method == "block" else 0
+    assert saved_bytes(actor, inputs) == pytest.approx(expected.language + expected.vision + tables, rel=0.01)

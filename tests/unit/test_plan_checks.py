@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_qwen3_vl import tiny_config
 
@@ -27,19 +29,16 @@ def planned(*overrides, hf_config, **options) -> tuple[PlanRequest, Plan]:
     return request, make_plan(request)
 
 
-def apply(request: PlanRequest, cure: str) -> PlanRequest:
-    """The request with the cure's settings, read as a user would give them."""
-    values = dict(setting.removeprefix("actor.").split("=") for setting in cure.split())
-    return request.with_actor(**{name: type(getattr(request.config.actor, name))(v) for name, v in values.items()})
-
-
 def test_ranks_and_sizes_that_do_not_divide():
     hf_config = tiny_config(layers=4)
     request = request_of("actor.tensor_parallel=4", hf_config=hf_config, world_size=6)
     ranks, groups, cure = layout_problems_of(request, hf_config=hf_config)
     assert "got 6 ranks, 4 x 1" in ranks
     assert "num_key_value_heads must be divisible" in groups and "got 2 over 4: share it by 1 or 2" in groups
-    assert cure == "a layout that fits: actor.tensor_parallel=1 actor.pipeline_parallel=1"
+    assert cure == (
+        "a layout that fits: actor.tensor_parallel=1 actor.pipeline_parallel=1 actor.sequence_parallel=false "
+        "actor.distributed_optimizer=true actor.recompute=none"
+    )
 
 
 def test_a_budget_of_no_prefix_is_refused():
@@ -55,13 +54,16 @@ def test_what_does_not_fit_is_refused_with_the_smallest_layout_that_does():
     (problem,) = memory_problems(request, plan, hf_config=hf_config)
     cure = problem.split(": use ")[1]
     assert f"got {plan.peak_bytes / GIB:.1f} GiB on stage 0" in problem
-    cured = apply(request, cure)
+    cured = replace(request, config=load_config([*LARGE, *cure.split()]))
     assert memory_problems(cured, make_plan(cured), hf_config=hf_config) == []
     ranks = cured.config.actor.tensor_parallel * cured.config.actor.pipeline_parallel
     for tensor_parallel in (1, 2, 4, 8):
         for pipeline_parallel in (1, 2, 4):
             if tensor_parallel * pipeline_parallel < ranks:
-                smaller = request.with_actor(tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+                smaller = cured.with_actor(
+                    tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel,
+                    sequence_parallel=tensor_parallel > 1, distributed_optimizer=True, recompute="full",
+                )  # fmt: skip
                 assert make_plan(smaller).peak_bytes > request.machine.usable_bytes
 
 
@@ -95,12 +97,13 @@ def test_a_job_that_fits_has_no_problems():
     ("overrides", "options", "expected"),
     [
         (["actor.tensor_parallel=2"], {"world_size": 4, "gpus_per_node": 1}, "got 2 groups of 2 across nodes of 1"),
-        (["actor.tensor_parallel=2"], {"world_size": 2}, "got sequence_parallel=false"),
+        (["actor.tensor_parallel=2"], {"world_size": 2}, "got actor.sequence_parallel=false"),
         ([], {"world_size": 12, "gpus_per_node": 8}, "got 4 GPUs idle: start a multiple of 8"),
         (["actor.pipeline_parallel=2", "actor.micro_batch_tokens=8192"], {"world_size": 2}, "with tied embeddings"),
         (["data.num_questions_per_step=33"], {"world_size": 2}, "got 33 over 2"),
         (["data.num_questions_per_step=2"], {"world_size": 2}, "got 1 prefixes for 2 replicas"),
         ([], {"world_size": 2}, "replicas can share the optimizer's state"),
+        (["actor.recompute=selective"], {"world_size": 1}, "recomputing attention alone frees nothing"),
     ],
 )
 def test_warnings(overrides, options, expected):

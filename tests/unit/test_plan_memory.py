@@ -7,6 +7,7 @@ import torch
 from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples, save_checkpoint, tiny_config
 
 from nemo_axpo.actors.actor import Actor
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.config.load import load_config
 from nemo_axpo.config.schema import EngineConfig
@@ -15,7 +16,7 @@ from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.plan.activations import MicrobatchShape
 from nemo_axpo.plan.batch import step_arithmetic
 from nemo_axpo.plan.engine import engine_memory
-from nemo_axpo.plan.memory import optimizer_bytes
+from nemo_axpo.plan.memory import logit_bytes, optimizer_bytes
 from nemo_axpo.plan.parameters import whole_model
 from nemo_axpo.plan.plan import Machine, PlanRequest, make_plan
 from nemo_axpo.plan.settings import TrainerSettings
@@ -38,7 +39,12 @@ def test_the_optimizer_by_hand():
     assert optimizer_bytes(1000, settings=settings(value_bytes=4)) == 8000  # two moments
     assert optimizer_bytes(1000, settings=settings()) == 12_000  # and master weights
     assert optimizer_bytes(1000, settings=settings(data_parallel=4)) == 12_000
-    assert optimizer_bytes(1000, settings=settings(data_parallel=4, distributed_optimizer=True)) == 3000
+    assert (
+        optimizer_bytes(1000, settings=settings(data_parallel=4, memory=MemorySettings(distributed_optimizer=True)))
+        == 3000
+    )
+    offloaded = MemorySettings(distributed_optimizer=True, offload_optimizer=True)
+    assert optimizer_bytes(1000, settings=settings(memory=offloaded)) == 0
 
 
 def test_weights_reference_and_gradients_by_hand():
@@ -75,6 +81,17 @@ def test_logits_by_hand():
     plan = plan_of(*overrides)
     assert plan.step.microbatch == MicrobatchShape(num_tokens=800, num_image_tokens=400, num_loss_tokens=320)
     assert plan.stages[0].memory.logits == 320 * 96 * (4 + 4 + 4 + 4)
+
+
+def test_logits_of_chunks_by_hand():
+    # A vocabulary of 96 on two ranks: 48 columns. All 10 tokens at once in bf16; of chunks of 4; the default chunk holds
+    # 2^27 logits.
+    halves = {"tensor_parallel": 2}
+    chunked = settings(**halves, memory=MemorySettings(logprob_chunk_tokens=4))
+    assert logit_bytes(SIZES, settings=settings(**halves), num_loss_tokens=10) == 10 * 48 * (2 + 12)
+    assert logit_bytes(SIZES, settings=chunked, num_loss_tokens=10) == 4 * 48 * 12
+    chunk = 2**27 // 48
+    assert logit_bytes(SIZES, settings=settings(**halves), num_loss_tokens=chunk + 1) == chunk * 48 * 12
 
 
 def test_the_arithmetic_of_a_step_by_hand():
