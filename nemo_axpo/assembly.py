@@ -149,6 +149,7 @@ def build_actor(
         banned_token_ids=bench.banned_token_ids,
         optimizer=optimizer,
         micro_batch_tokens=section.micro_batch_tokens,
+        packing=section.packing,
         layout=parallel_layout(config),
         device=config.device,
         dtype=DTYPES[section.dtype],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nemo_axpo.actors import megatron_setup  # installs the CPU shim before megatron is imported below
 
@@ -28,7 +28,7 @@ from nemo_axpo.actors.megatron_setup import ParallelLayout
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_microbatches
 from nemo_axpo.actors.optimizer import AdamSettings
-from nemo_axpo.actors.packing import FeatureStore, VisionTokens
+from nemo_axpo.actors.packing import FeatureStore, PackingForm, VisionTokens
 from nemo_axpo.actors.update_step import UpdateStep, count_step, step_metrics
 from nemo_axpo.checkpoints.fingerprint import fingerprint
 from nemo_axpo.errors import CheckpointError, rule_message
@@ -37,6 +37,7 @@ from nemo_axpo.models.qwen3_vl import hf_mapping, loading
 from nemo_axpo.models.qwen3_vl.checkpoint_reader import CheckpointReader
 from nemo_axpo.models.qwen3_vl.config import transformer_config
 from nemo_axpo.models.qwen3_vl.model import build_stage
+from nemo_axpo.models.qwen3_vl.thd_attention import has_fast_kernel
 from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
 from nemo_axpo.types import TrainBatch, TrainingSample
 
@@ -58,6 +59,7 @@ class Actor:
         banned_token_ids: Sequence[int],
         optimizer: AdamSettings,
         micro_batch_tokens: int = 32_768,
+        packing: PackingForm | Literal["auto"] = "auto",
         layout: ParallelLayout = _ONE_PROCESS,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -68,8 +70,9 @@ class Actor:
     ) -> None:
         """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
 
-        ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: rows · longest row of one forward
-        and backward pass. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
+        ``banned_token_ids``: what the engine never samples. ``micro_batch_tokens``: of one forward and
+        backward pass (see :func:`plan_microbatches`). ``packing``: how attention gets its rows; ``auto`` is thd where a
+        fast kernel for it is installed, else padded. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
         second copy of the weights where no loss needs it. ``freeze_vision``: the vision tower and its mergers are not
         trained. ValueError for a checkpoint that is broken, of another model, or that the layout does not divide.
         """
@@ -80,6 +83,7 @@ class Actor:
         fields = {**vars(layout), **memory.transformer_fields()}
         self._config = transformer_config(self.hf_config, dtype=dtype, **fields)
         self._image_store, self._micro_batch_tokens, self._settings = image_store, micro_batch_tokens, optimizer
+        self._form = packing_form(packing, device=self._device, dtype=dtype)
         self._vision = VisionTokens(
             self.hf_config.image_token_id,
             self.hf_config.video_token_id,
@@ -215,8 +219,14 @@ class Actor:
                 vision=self._vision,
                 multiple_of=self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1,
                 device=self._device,
+                form=self._form,
             )
-            for indices in plan_microbatches(samples, max_tokens=self._micro_batch_tokens)
+            for indices in plan_microbatches(
+                samples,
+                max_tokens=self._micro_batch_tokens,
+                form=self._form,
+                image_token_id=self._vision.image_token_id,
+            )
         ]
 
     def _forward(self, model: Any, microbatches: Sequence[Microbatch]) -> list[Tensor]:
@@ -249,6 +259,13 @@ class Actor:
         if not values:
             return [None] * len(microbatches)
         return [microbatch.spread(values_L) for microbatch, values_L in zip(microbatches, values, strict=True)]
+
+
+def packing_form(packing: PackingForm | Literal["auto"], *, device: torch.device, dtype: torch.dtype) -> PackingForm:
+    """What ``auto`` means on ``device``."""
+    if packing != "auto":
+        return packing
+    return "thd" if has_fast_kernel(device, dtype=dtype) else "padded"
 
 
 def _vocab_shard(vocab_size: int, *, banned_ids: Sequence[int], chunk_tokens: int | None) -> VocabShard:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PackedRows, RowBlock
+from nemo_axpo.models.qwen3_vl.inputs import ImageBatch, PackedInputs, PaddedRows, RowBlock, ThdRows
 from nemo_axpo.models.qwen3_vl.positions import position_ids
 from nemo_axpo.types import ImageId, TrainingSample
+
+PackingForm = Literal["padded", "thd"]
+"""How attention gets its rows: in padded blocks, or as segments for a variable-length kernel."""
 
 _ALIGNMENT = 8
 """Attention kernels are up to a third slower on lengths that do not fill their vectors."""
@@ -37,6 +40,18 @@ class VisionTokens:
 
 
 @dataclass(frozen=True)
+class PackingCounts:
+    """What packing saved and what it cost."""
+
+    num_row_tokens: int
+    """Of all rows, each alone."""
+    num_packed_tokens: int
+    """After sharing, without fillers."""
+    num_slots: int
+    """Queries that attention computes: padding, fillers and what long rows compute again included."""
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows as arrays, padded on the right, in packing order."""
 
@@ -46,6 +61,7 @@ class Rows:
     """int64 ``[B, S]``; 0 at padding."""
     mask_BS: np.ndarray
     """bool ``[B, S]``: trained tokens."""
+    counts: PackingCounts
 
 
 @dataclass(frozen=True)
@@ -72,7 +88,12 @@ class _Images:
 
 
 def pack_rows(
-    samples: Sequence[TrainingSample], *, image_store: FeatureStore, vision: VisionTokens, multiple_of: int = 1
+    samples: Sequence[TrainingSample],
+    *,
+    image_store: FeatureStore,
+    vision: VisionTokens,
+    multiple_of: int = 1,
+    form: PackingForm = "padded",
 ) -> tuple[PackedInputs, Rows]:
     """Packs ``samples``; the number of packed tokens is padded to ``multiple_of`` (sequence parallelism splits them).
 
@@ -90,16 +111,23 @@ def pack_rows(
     shown_BS[~valid_BS] = -1
     order_B = np.lexsort(shown_BS.T[::-1])
     sharing = _share_beginnings(shown_BS[order_B], valid_BS=valid_BS[order_B])
+    num_tokens = len(sharing.source_T)
     # A filler token repeats token 0 and is seen by none.
-    source_T = np.pad(sharing.source_T, (0, -len(sharing.source_T) % multiple_of))
+    source_T = np.pad(sharing.source_T, (0, -num_tokens % multiple_of))
+    is_thd = form == "thd"
+    attended = (
+        thd_rows(sharing, num_fillers=len(source_T) - num_tokens) if is_thd else padded_rows(sharing, source_T=source_T)
+    )
 
-    rows = Rows(order_B, ids_BS[order_B], mask_BS[order_B])
+    num_slots = attended.num_queries + (0 if is_thd else len(source_T) - num_tokens)
+    counts = PackingCounts(int(sharing.length_B.sum()), num_tokens, num_slots)
+    rows = Rows(order_B, ids_BS[order_B], mask_BS[order_B], counts)
     feature_T = images.feature_BS[order_B].ravel()[source_T]
     row_L, position_L = np.nonzero(rows.mask_BS)
     inputs = PackedInputs(
         token_ids_T=_tensor(rows.token_ids_BS.ravel()[source_T]),
         positions_3T=_tensor(positions_3BS[:, order_B].reshape(3, -1)[:, source_T]),
-        rows=attention_rows(sharing, source_T=source_T),
+        rows=attended,
         images=images.batches,
         image_token_P=_tensor(np.flatnonzero(feature_T >= 0)),
         image_feature_P=_tensor(feature_T[feature_T >= 0]),
@@ -108,7 +136,7 @@ def pack_rows(
     return inputs, rows
 
 
-def attention_rows(sharing: Sharing, *, source_T: np.ndarray) -> PackedRows:
+def padded_rows(sharing: Sharing, *, source_T: np.ndarray) -> PaddedRows:
     """Blocks of rows with similarly many queries; rows without shared beginning, which need no mask, apart."""
     first_B = np.where(sharing.length_B > _MAX_MASKED_ROW, 0, sharing.num_shared_B)
     num_queries_B = sharing.length_B - first_B
@@ -124,7 +152,32 @@ def attention_rows(sharing: Sharing, *, source_T: np.ndarray) -> PackedRows:
             position_RQ = np.minimum(first_B[rows_R][:, None] + np.arange(num_queries), token_BS.shape[1] - 1)
             query_BS[rows_R[:, None], position_RQ] = flat_RQ
             num_before += num_rows * num_queries
-    return PackedRows(tuple(blocks), _tensor(query_BS[:, :width].ravel()[source_T]))
+    return PaddedRows(tuple(blocks), _tensor(query_BS[:, :width].ravel()[source_T]))
+
+
+def thd_rows(sharing: Sharing, *, num_fillers: int) -> ThdRows:
+    """Segments of all rows that introduce a token, in their order; fillers are a last segment of their own."""
+    num_queries_B = sharing.length_B - sharing.num_shared_B
+    is_segment_B = num_queries_B > 0
+    is_key_BS = np.arange(sharing.token_BS.shape[1]) < (sharing.length_B * is_segment_B)[:, None]
+    num_tokens = int(num_queries_B.sum())
+    tail = [num_fillers] if num_fillers else []
+    queries_R = np.array([*num_queries_B[is_segment_B], *tail])
+    keys_R = np.array([*sharing.length_B[is_segment_B], *tail])
+    key_K = np.concatenate([sharing.token_BS[is_key_BS], np.arange(num_tokens, num_tokens + num_fillers)])
+    return ThdRows(
+        key_K=_tensor(key_K),
+        query_start_R=_tensor(_starts(queries_R)),
+        key_start_R=_tensor(_starts(keys_R)),
+        max_queries=int(queries_R.max()),
+        max_keys=int(keys_R.max()),
+        num_queries=num_tokens + num_fillers,
+    )
+
+
+def _starts(sizes_R: np.ndarray) -> np.ndarray:
+    """int32 ``[R + 1]``, as the kernels want it."""
+    return np.concatenate([[0], np.cumsum(sizes_R)]).astype(np.int32)
 
 
 def _similar(rows_R: np.ndarray, num_queries_B: np.ndarray) -> list[np.ndarray]:

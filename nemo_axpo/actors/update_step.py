@@ -7,7 +7,7 @@ name that ends in ``_max`` is a maximum. Their names follow from the loss, so th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -15,12 +15,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_axpo.actors.microbatches import Microbatch
+from nemo_axpo.actors.packing import PackingCounts
 from nemo_axpo.actors.training_step import microbatch_logprobs
 from nemo_axpo.losses.base import Loss, mean_metrics
 from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
 from nemo_axpo.types import TrainBatch
 
 _LOSS, _ENTROPY = "loss", "entropy"
+_COUNTS = tuple(f"batch/{field.name}" for field in fields(PackingCounts))
 _ENGINE = ("engine/logprob_diff_mean", "engine/kl", "engine/logprob_diff_max")
 
 
@@ -74,7 +76,11 @@ class UpdateStep:
         if self.loss.needs_old:
             trainer_L = logprobs_L.detach() if old_BS is None else old_BS[microbatch.mask_BS]
             sums |= engine_difference(trainer_L, engine_L=microbatch.engine_logprobs_BS[microbatch.mask_BS])
-        return result.loss, sums
+        counts = {
+            name: torch.tensor(value, device=logprobs_L.device)
+            for name, value in zip(_COUNTS, asdict(microbatch.counts).values())
+        }
+        return result.loss, sums | counts
 
 
 def engine_difference(trainer_L: Tensor, *, engine_L: Tensor) -> dict[str, Tensor]:
@@ -103,14 +109,23 @@ def step_metrics(
     all_RM = torch.empty(dist.get_world_size(), len(names), dtype=torch.float64, device=device)
     dist.all_gather(list(all_RM.unbind(0)), own_M.to(device))
     totals = dict(zip(names, _reduced(all_RM, names=names).tolist()))
+    counts = PackingCounts(*(int(totals.pop(name)) for name in _COUNTS))
     total_loss, maxima = totals.pop(_LOSS), {name: totals.pop(name) for name in names if _is_maximum(name)}
-    means = {**mean_metrics(totals), **maxima, _LOSS: total_loss}
+    means = {**mean_metrics(totals), **maxima, **packing_metrics(counts), _LOSS: total_loss}
     return {name if "/" in name else f"update/{name}": value for name, value in means.items()}
+
+
+def packing_metrics(counts: PackingCounts) -> dict[str, float]:
+    """Share of attention's queries that is waste, and how often each computed token is used."""
+    return {
+        "batch/padding": 1.0 - counts.num_packed_tokens / counts.num_slots,
+        "batch/sharing": counts.num_row_tokens / counts.num_packed_tokens,
+    }
 
 
 def metric_names(loss: Loss) -> tuple[str, ...]:
     """Names of what :class:`UpdateStep` measures with ``loss``, sorted."""
-    return tuple(sorted({*loss.metric_names, _ENTROPY, _LOSS, *(_ENGINE if loss.needs_old else ())}))
+    return tuple(sorted({*loss.metric_names, *_COUNTS, _ENTROPY, _LOSS, *(_ENGINE if loss.needs_old else ())}))
 
 
 def _combined(results: Sequence[Mapping[str, Tensor]], *, names: Sequence[str]) -> Tensor:

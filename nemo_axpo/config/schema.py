@@ -109,7 +109,10 @@ class ActorConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch_tokens: Count = 32_768
-    """Padded tokens of one forward and backward pass."""
+    """Tokens of one forward and backward pass: rows times longest row if padded, tokens after sharing if thd."""
+    packing: Literal["auto", "padded", "thd"] = "auto"
+    """How attention gets its rows: padded blocks, or segments for a variable-length kernel; auto is thd where one is
+    installed for the device and dtype."""
     num_minibatches: Count = 1
     """Optimizer steps per training step; with 1 the batch is exactly on-policy and old log-probs are not needed."""
     tensor_parallel: Count = 1

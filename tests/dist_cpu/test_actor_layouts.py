@@ -21,6 +21,11 @@ WORKER = Path(__file__).parent / "layout_worker.py"
 LAYOUTS = {"tp2": "2,1,0", "tp2_sp": "2,1,1", "pp2": "1,2,0", "dp2": "1,1,0"}
 
 
+def of_the_update(metrics):
+    """Without padding and sharing: which rows run together follows from the layout."""
+    return {name: value for name, value in metrics.items() if not name.startswith("batch/")}
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """Two checkpoints, each with the results of every layout of two ranks beside it."""
@@ -46,7 +51,7 @@ def test_layout_does_not_matter(checkpoints, embeddings):
             for key, values in shared["logprobs"].items():
                 assert (values - alone["logprobs"][key]).abs().max() < 1e-5, (name, key)
             for ours, theirs in zip(shared["metrics"], alone["metrics"], strict=True):
-                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), name
+                assert of_the_update(ours) == pytest.approx(of_the_update(theirs), rel=1e-5, abs=1e-6), name
             assert shared["metrics"] == ranks[0]["metrics"], "metrics are equal on every rank"
             assert shared["steps"] == 3, "nobody steps where no replica has a sample"
         for key, tensor in alone["weights"].items():

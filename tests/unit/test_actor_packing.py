@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_qwen3_vl import IMAGE, MERGE, VIDEO, RandomImages, mixed_samples, sample
 
 from nemo_axpo.actors.microbatches import plan_microbatches
-from nemo_axpo.actors.packing import VisionTokens, pack_rows, stack_rows
+from nemo_axpo.actors.packing import PackingCounts, VisionTokens, pack_rows, stack_rows
+from nemo_axpo.actors.update_step import packing_metrics
 
 VISION = VisionTokens(IMAGE, VIDEO, MERGE)
 
 
-def pack(*rows, multiple_of=1):
-    return pack_rows(rows, image_store=RandomImages(), vision=VISION, multiple_of=multiple_of)
+def pack(*rows, multiple_of=1, form="padded"):
+    return pack_rows(rows, image_store=RandomImages(), vision=VISION, multiple_of=multiple_of, form=form)
 
 
 def test_the_example_of_the_module():
@@ -92,3 +95,43 @@ def test_plan_keeps_questions_together_and_bounds_padded_tokens():
     # b first (longest row 4): three rows of 4 fit into 18; a: two rows of 9 do; c is longer than the budget, so alone
     assert names == [["b0", "b1", "b2"], ["a0", "a1"], ["c0"]]
     assert sorted(i for indices in plan for i in indices) == list(range(len(rows)))
+
+
+def test_what_packing_saves_and_costs():
+    # rows 1 2 3 and 1 2 4 5: 7 tokens alone, 5 packed; padded to 8 queries each, and 3 fillers
+    rows = [sample(1, 2, 3, trained=1), sample(1, 2, 4, 5, trained=1)]
+    assert pack(*rows)[1].counts == PackingCounts(7, 5, 16)
+    assert pack(*rows, multiple_of=8)[1].counts == PackingCounts(7, 5, 19)
+    assert pack(*rows, form="thd")[1].counts == PackingCounts(7, 5, 5)
+    assert pack(*rows, form="thd", multiple_of=8)[1].counts == PackingCounts(7, 5, 8)
+    assert packing_metrics(PackingCounts(7, 5, 8)) == {"batch/padding": 0.375, "batch/sharing": 1.4}
+
+
+def test_thd_plan_counts_shared_tokens_once_and_keeps_the_longest_first():
+    # q: 1 2 3 4 + one token each, 5 + 1 + 1 = 7 packed; p: 6; r: 3; s: longer than the budget, so alone
+    rows = [sample(1, 2, 3, 4, last, trained=1, name=f"q{last}", question="q") for last in (5, 6, 7)]
+    rows += [
+        sample(*range(1, 7), trained=1, name="p", question="p"),
+        sample(1, 2, 9, trained=1, name="r", question="r"),
+    ]
+    rows += [sample(*range(1, 13), trained=1, name="s", question="s")]
+    plan = plan_microbatches(rows, max_tokens=10, form="thd", image_token_id=IMAGE)
+    assert [[rows[i].rollout_id for i in indices] for indices in plan] == [["s"], ["q5", "q6", "q7", "r"], ["p"]]
+    # a question that does not fit is cut, and pays its beginning again: 4 + 2 tokens, then 4 + 1
+    plan = plan_microbatches(rows[:3], max_tokens=6, form="thd", image_token_id=IMAGE)
+    assert [[rows[i].rollout_id for i in indices] for indices in plan] == [["q5", "q6"], ["q7"]]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.lists(st.integers(1, 3), min_size=2, max_size=12)), min_size=1, max_size=12
+    ),
+    st.integers(4, 30),
+)
+def test_a_thd_micro_batch_never_exceeds_the_limit(rows, max_tokens):
+    samples = [sample(*tokens, trained=1, name=str(n), question=f"q{q}") for n, (q, tokens) in enumerate(rows)]
+    plan = plan_microbatches(samples, max_tokens=max_tokens, form="thd", image_token_id=IMAGE)
+    assert sorted(index for indices in plan for index in indices) == list(range(len(samples)))
+    for indices in plan:
+        packed = pack(*(samples[index] for index in indices), form="thd")[1].counts.num_packed_tokens
+        assert packed <= max_tokens or len(indices) == 1

@@ -11,8 +11,9 @@ from megatron.core import tensor_parallel
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
-from nemo_axpo.models.qwen3_vl.inputs import PackedRows, RowBlock
+from nemo_axpo.models.qwen3_vl.inputs import PackedRows, PaddedRows, RowBlock, ThdRows
 from nemo_axpo.models.qwen3_vl.mrope import rotate
+from nemo_axpo.models.qwen3_vl.thd_attention import thd_attention
 
 
 class PackedSelfAttention(SelfAttention):
@@ -43,7 +44,7 @@ class PackedSelfAttention(SelfAttention):
 
 
 class PackedAttention(torch.nn.Module):
-    """Scaled dot-product attention of packed tokens, block of rows by block of rows."""
+    """Scaled dot-product attention of packed tokens, in the form in which their rows come."""
 
     def __init__(self, *, softmax_scale: float | None, **_: Any) -> None:
         """``_``: what megatron passes to every core attention."""
@@ -52,6 +53,11 @@ class PackedAttention(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, rows: PackedRows) -> Tensor:
         """Query ``[T, 1, heads, D]``, key and value ``[T, 1, groups, D]`` to ``[T, 1, heads · D]``."""
+        if isinstance(rows, ThdRows):
+            return thd_attention(query, key, value, rows=rows, scale=self._scale)
+        return self._attend_blocks(query, key, value, rows=rows)
+
+    def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor, *, rows: PaddedRows) -> Tensor:
         contexts = [self._attend(query, key, value, block=block) for block in rows.blocks]
         return torch.cat(contexts).index_select(0, rows.source_T).unsqueeze(1)
 

@@ -7,7 +7,8 @@ token whose whole past is equal in several rows has the same hidden state in all
     row 0: keys 0 1 2      queries 0 1 2     all of it is new
     row 1: keys 0 1 3 4    queries 3 4       positions 2 and 3; the rest was computed in row 0
 
-Linear layers and norms see T tokens; only attention unfolds the rows, and of each only the queries that are new.
+Linear layers and norms see T tokens; only attention unfolds the rows, and of each only the queries that are new: into
+padded blocks (:class:`PaddedRows`) or into segments for a variable-length kernel (:class:`ThdRows`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,52 @@ class RowBlock:
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """How rows share T tokens."""
+class PaddedRows:
+    """How rows share T tokens, as blocks of similarly long rows."""
 
     blocks: tuple[RowBlock, ...]
     source_T: Tensor
     """int64 ``[T]``: where each token was a query, in the queries of all blocks, flattened and concatenated."""
+
+    @property
+    def num_queries(self) -> int:
+        """Padding included."""
+        return sum(block.query_BQ.numel() for block in self.blocks)
+
+    def to(self, device: torch.device) -> PaddedRows:
+        """The same rows on ``device``."""
+        blocks = (RowBlock(*(_moved(value, device) for value in vars(block).values())) for block in self.blocks)
+        return PaddedRows(tuple(blocks), self.source_T.to(device))
+
+
+@dataclass(frozen=True)
+class ThdRows:
+    """How rows share T tokens, as R segments without padding ("thd": tokens, heads, channels).
+
+    Packed tokens are numbered in the order in which rows introduce them, so the new queries of row after row are the
+    packed tokens as they stand; only keys are gathered. The last query of a segment stands at its last key. The example
+    of this module: keys ``0 1 2 | 0 1 3 4``, queries ``0 1 2 | 3 4``, key starts 0 3 7, query starts 0 3 5.
+    """
+
+    key_K: Tensor
+    """int64: packed token of each key of each row."""
+    query_start_R: Tensor
+    """int32 ``[R + 1]``: first query of each segment, then T."""
+    key_start_R: Tensor
+    """int32 ``[R + 1]``: first key of each segment, then K."""
+    max_queries: int
+    """Of a segment."""
+    max_keys: int
+    """Of a segment."""
+    num_queries: int
+    """T."""
+
+    def to(self, device: torch.device) -> ThdRows:
+        """The same rows on ``device``."""
+        return ThdRows(*(v.to(device) if isinstance(v, Tensor) else v for v in vars(self).values()))
+
+
+PackedRows = PaddedRows | ThdRows
 
 
 @dataclass(frozen=True)
@@ -72,11 +113,9 @@ class PackedInputs:
         """The same inputs on ``device``."""
         if self.token_ids_T.device == device:
             return self
-        blocks = tuple(RowBlock(*(_moved(value, device) for value in vars(b).values())) for b in self.rows.blocks)
-        rows = PackedRows(blocks, self.rows.source_T.to(device))
         images = tuple(ImageBatch(i.grid_thw, i.patches_IPD.to(device)) for i in self.images)
         moved = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor)}
-        return PackedInputs(rows=rows, images=images, **moved)
+        return PackedInputs(rows=self.rows.to(device), images=images, **moved)
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:
