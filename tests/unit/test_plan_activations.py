@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plan_measures import saved_bytes
 from tiny_qwen3_vl import BANNED, RandomImages, sample, save_checkpoint, tiny_config
 
 from nemo_axpo.actors.actor import Actor
@@ -115,23 +116,6 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint")
     save_checkpoint(path)
     return path
-
-
-def saved_bytes(actor: Actor, inputs: object) -> int:
-    """Bytes of the distinct storages that autograd keeps after a forward pass, without the weights'."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in actor._model.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # the tensor itself, so that no address is used twice
-
-    def remember(tensor: torch.Tensor) -> torch.Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in weights:
-            kept[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        logits = actor._ddp(inputs)
-    assert logits.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 RECOMPUTATION = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from plan_measures import held_bytes
 from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples, save_checkpoint, tiny_config
 
 from nemo_axpo.actors.actor import Actor
@@ -123,13 +124,10 @@ def test_what_a_real_actor_holds_after_a_step(tmp_path, dtype):
     )
     actor.update(TrainBatch(tuple(mixed_samples()), num_planned_rollouts=6), loss=PolicyLoss())
     (stage,) = plan_of(f"actor.dtype={str(dtype).split('.')[1]}", sizes=model_sizes(actor.hf_config)).stages
-    assert _num_bytes(actor._model.parameters()) == stage.memory.weights
-    assert _num_bytes(actor._reference.parameters()) == stage.memory.reference
-    assert _num_bytes(buffer.grad_data for buffer in actor._ddp.buffers) == stage.memory.gradients
-    state = [tensor for values in actor._optimizer.optimizer.state.values() for tensor in values.values()]
-    masters = [p.main_param for p in actor._model.parameters() if getattr(p, "main_param", None) is not None]
-    assert len(masters) == (len(list(actor._model.parameters())) if dtype is torch.bfloat16 else 0)
-    assert _num_bytes([*state, *masters]) == stage.memory.optimizer
+    memory = stage.memory
+    assert held_bytes(actor) == {
+        name: getattr(memory, name) for name in ("weights", "reference", "gradients", "optimizer")
+    }
 
 
 def test_what_a_real_engine_holds():
@@ -146,7 +144,3 @@ def test_what_a_real_engine_holds():
     # Norms of queries and keys are stored for every head there.
     num_repeated = 4 * ((4 + 2) * 16 - 2 * 16)
     assert sum(distinct.values()) == expected.weights + 4 * num_repeated
-
-
-def _num_bytes(tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
