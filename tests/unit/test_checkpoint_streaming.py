@@ -69,7 +69,7 @@ def test_an_export_holds_the_largest_tensor_and_a_buffer(wide):
     path, _, growth = wide
     total = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     assert total > 4.5 * 64 * MIB
-    assert growth < 64 + 16
+    assert growth < 64 + 32
 
 
 @pytest.mark.parametrize("rank", [None, 1], ids=["one process", "rank 1 of 2"])
@@ -83,7 +83,7 @@ def test_an_import_holds_the_largest_tensor(wide, rank):
             parameter.data.fill_(1.0)  # memory counts once it is written to
         growth = peak_growth_mib(lambda: load_weights(model, CheckpointReader(path), hf_config=config))
         assert not any(parameter.any() for parameter in model.parameters())
-    assert growth < 64 / size + 16
+    assert growth < 64 / size + 32
 
 
 @pytest.mark.parametrize("rank", range(4))
