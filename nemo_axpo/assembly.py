@@ -15,7 +15,7 @@ import torch
 
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.algorithms.base import Algorithm, get_algorithm
-from nemo_axpo.config.checks import algorithm_arguments, memory_arguments
+from nemo_axpo.config.checks import algorithm_arguments, layer_settings, memory_arguments
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
@@ -157,6 +157,7 @@ def build_actor(
         keep_reference=keep_reference,
         memory=MemorySettings(**memory_arguments(config)),
         freeze_vision=section.freeze_vision,
+        layers=layer_settings(config),
     )
 
 

@@ -29,6 +29,7 @@ from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.microbatches import Microbatch, build_microbatch, plan_microbatches
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.actors.packing import FeatureStore, PackingForm, VisionTokens
+from nemo_axpo.actors.precision import LayerSettings
 from nemo_axpo.actors.update_step import UpdateStep, count_step, step_metrics
 from nemo_axpo.checkpoints.fingerprint import fingerprint
 from nemo_axpo.errors import CheckpointError, rule_message
@@ -37,11 +38,12 @@ from nemo_axpo.models.qwen3_vl import hf_mapping, loading
 from nemo_axpo.models.qwen3_vl.checkpoint_reader import CheckpointReader
 from nemo_axpo.models.qwen3_vl.config import transformer_config
 from nemo_axpo.models.qwen3_vl.model import build_stage
+from nemo_axpo.models.qwen3_vl.quantization import token_multiple
 from nemo_axpo.models.qwen3_vl.thd_attention import has_fast_kernel
 from nemo_axpo.models.vocab_parallel import OutputStates, VocabShard
 from nemo_axpo.types import TrainBatch, TrainingSample
 
-_ONE_PROCESS, _PLAIN = ParallelLayout(), MemorySettings()
+_ONE_PROCESS, _PLAIN, _ANY_LAYERS = ParallelLayout(), MemorySettings(), LayerSettings()
 
 
 class Actor:
@@ -67,6 +69,7 @@ class Actor:
         keep_reference: bool = True,
         memory: MemorySettings = _PLAIN,
         freeze_vision: bool = False,
+        layers: LayerSettings = _ANY_LAYERS,
     ) -> None:
         """Loads a Hugging Face checkpoint directory; its weights are also the reference policy.
 
@@ -74,13 +77,16 @@ class Actor:
         backward pass (see :func:`plan_microbatches`). ``packing``: how attention gets its rows; ``auto`` is thd where a
         fast kernel for it is installed, else padded. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
         second copy of the weights where no loss needs it. ``freeze_vision``: the vision tower and its mergers are not
-        trained. ValueError for a checkpoint that is broken, of another model, or that the layout does not divide.
+        trained. ``layers``: what the decoder is built of, and FP8. ValueError for a checkpoint that is broken, of another
+        model, or that the layout does not divide.
         """
         self._device = torch.device(device)
         memory.check_device(self._device.type)
         megatron_setup.initialize(layout, device=self._device, seed=seed)
         self.checkpoint, self.hf_config = Path(checkpoint), loading.load_hf_config(checkpoint)
+        kind = str(dtype).removeprefix("torch.")
         fields = {**vars(layout), **memory.transformer_fields()}
+        fields |= layers.transformer_fields(self._device.type, dtype=kind)
         self._config = transformer_config(self.hf_config, dtype=dtype, **fields)
         self._image_store, self._micro_batch_tokens, self._settings = image_store, micro_batch_tokens, optimizer
         self._form = packing_form(packing, device=self._device, dtype=dtype)
@@ -217,7 +223,7 @@ class Actor:
                 indices,
                 image_store=self._image_store,
                 vision=self._vision,
-                multiple_of=self._config.tensor_model_parallel_size if self._config.sequence_parallel else 1,
+                multiple_of=token_multiple(self._config),
                 device=self._device,
                 form=self._form,
             )

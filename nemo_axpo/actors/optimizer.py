@@ -139,6 +139,7 @@ def step(optimizer: Any, *, settings: AdamSettings, lr: float) -> float:
 def _use_torch_adamw() -> None:
     """Gives megatron our Adam where it fell back to torch's for want of Transformer Engine and apex."""
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        logger.info("Adam: %s of %s", megatron_optimizer.Adam.__name__, megatron_optimizer.Adam.__module__)
         return
     logger.info("Transformer Engine and apex are not installed: Adam runs on plain torch")
     megatron_optimizer.Adam = distrib_optimizer.Adam = TorchAdamW

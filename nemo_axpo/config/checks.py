@@ -12,9 +12,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from nemo_axpo.actors.memory import MemorySettings
+from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
+from nemo_axpo.extras import has_extra
 
 
 def check_config(config: Config, *, world_size: int = 1) -> None:
@@ -32,6 +34,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_layout_problems(config, world_size=world_size),
         *_unsupported(config),
         *_memory_problems(config),
+        *_precision_problems(config),
     ]
 
 
@@ -56,6 +59,12 @@ def algorithm_arguments(config: Config) -> dict[str, object]:
 def memory_arguments(config: Config) -> dict[str, object]:
     """Keyword arguments of ``MemorySettings``: the keys of the actor's section that it has too."""
     return {field.name: getattr(config.actor, field.name) for field in fields(MemorySettings)}
+
+
+def layer_settings(config: Config) -> LayerSettings:
+    """What the decoder is built of; ValueError for an FP8 recipe that excludes itself."""
+    fp8 = config.actor.fp8
+    return LayerSettings(config.actor.transformer_impl, Fp8Settings(**fp8.model_dump()) if fp8.recipe else None)
 
 
 def _algorithm_problems(config: Config) -> Iterator[str]:
@@ -130,7 +139,19 @@ def _memory_problems(config: Config) -> Iterator[str]:
         yield f"actor: {error}"
 
 
+def _precision_problems(config: Config) -> Iterator[str]:
+    """The decoder's layers and FP8; the record itself is the judge."""
+    try:
+        layer_settings(config).check(config.device, dtype=config.actor.dtype)
+    except ValueError as error:
+        yield f"actor: {error}"
+
+
 def _device_problems(config: Config) -> Iterator[str]:
+    if layer_settings(config).needs_transformer_engine and not has_extra("te"):
+        rule = "actor.transformer_impl=transformer_engine and actor.fp8 need the package transformer_engine"
+        cure = "pip install 'nemo_axpo[te]', or set transformer_impl=auto and fp8.recipe=null"
+        yield rule_message(rule, got="it is not installed", cure=cure)
     if config.device == "cuda" and not _has_cuda():
         yield rule_message(
             "device=cuda needs a CUDA build of torch and a visible GPU",

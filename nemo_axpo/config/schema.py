@@ -104,10 +104,34 @@ class OptimizerConfig(Section):
     """Optimizer steps over which the learning rate rises linearly from 0."""
 
 
+class Fp8Config(Section):
+    """FP8 products in the decoder layers, by Transformer Engine; weights, vision tower and output layer stay in bf16."""
+
+    recipe: Literal["delayed", "tensorwise", "blockwise"] | None = None
+    """How scales are found: from earlier maxima, from the tensor itself, per block of 128; null: no FP8."""
+    format: Literal["e4m3", "hybrid"] = "hybrid"
+    """e4m3 everywhere, or hybrid: e4m3 forward and e5m2 for gradients."""
+    margin: Annotated[int, Field(ge=0)] = 0
+    """Scales are smaller by 2^margin; delayed only."""
+    amax_history_len: Count = 1024
+    """Earlier maxima that are kept; delayed only."""
+    amax_compute_algo: Literal["max", "most_recent"] = "max"
+    """Which of the kept maxima counts; delayed only."""
+    wgrad: bool = True
+    """Gradients of weights are FP8 products too; delayed only."""
+    first_last_layers_bf16: bool = False
+    """The first and last decoder layers compute in bf16; not with delayed."""
+    num_layers_at_start_in_bf16: Annotated[int, Field(ge=0)] = 1
+    num_layers_at_end_in_bf16: Annotated[int, Field(ge=0)] = 1
+
+
 class ActorConfig(Section):
     """How the policy is trained."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    """Decoder layers on plain torch or on Transformer Engine; auto: the latter where it is installed, on CUDA."""
+    fp8: Fp8Config = Fp8Config()
     micro_batch_tokens: Count = 32_768
     """Tokens of one forward and backward pass: rows times longest row if padded, tokens after sharing if thd."""
     packing: Literal["auto", "padded", "thd"] = "auto"

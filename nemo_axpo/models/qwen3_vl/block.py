@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 
 from nemo_axpo.models.qwen3_vl.inputs import PackedRows
+from nemo_axpo.models.qwen3_vl.quantization import block_context, layer_context
 
 
 class DeepStackBlock(TransformerBlock):
@@ -34,13 +35,14 @@ class DeepStackBlock(TransformerBlock):
         """
         if not self.pre_process:
             hidden_states = self.input_tensor
-        for start, end, is_recomputed in recompute_units(self.config, num_layers=len(self.layers)):
-            run = functools.partial(self._run_layers, start=start, end=end, rows=rows, rotary=rotary)
-            levels = deepstack[start:end]
-            if is_recomputed and self.training:
-                hidden_states = _checkpointed(run, hidden_states, *levels, config=self.config)
-            else:
-                hidden_states = run(hidden_states, *levels)
+        with block_context(self.config):
+            for start, end, is_recomputed in recompute_units(self.config, num_layers=len(self.layers)):
+                run = functools.partial(self._run_layers, start=start, end=end, rows=rows, rotary=rotary)
+                levels = deepstack[start:end]
+                if is_recomputed and self.training:
+                    hidden_states = _checkpointed(run, hidden_states, *levels, config=self.config)
+                else:
+                    hidden_states = run(hidden_states, *levels)
         return hidden_states if self.final_layernorm is None else self.final_layernorm(hidden_states)
 
     def _run_layers(
@@ -48,7 +50,8 @@ class DeepStackBlock(TransformerBlock):
     ) -> Tensor:
         """Layers ``start`` to ``end``, the first of them followed by ``levels``."""
         for layer, level in itertools.zip_longest(self.layers[start:end], levels):
-            states = layer(states, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=rows)[0]
+            with layer_context(self.config, layer.layer_number):
+                states = layer(states, attention_mask=None, rotary_pos_emb=rotary, packed_seq_params=rows)[0]
             if level is not None:
                 states = states + level
         return states

@@ -21,7 +21,7 @@ def transformer_config(
     sequence_parallel: bool = False,
     **fields: Any,
 ) -> TransformerConfig:
-    """Megatron's configuration of ``hf_config``'s text model; ``fields``: further ones, of recomputation say.
+    """Megatron's configuration of ``hf_config``'s text model; ``fields``: further ones, of recomputation or FP8 say.
 
     ValueError for what this model does not have (attention bias, another activation, scaled RoPE) and for sizes the
     layout does not divide.
@@ -62,13 +62,13 @@ def transformer_config(
         moe_token_dispatcher_type="alltoall",  # megatron's condition for variable_seq_lengths; there are no experts
         calculate_per_token_loss=True,  # losses arrive as shares of the step: sum over micro-batches and ranks, no mean
         cuda_graph_scope=[],
+        **{"transformer_impl": "local", **fields},
         # Fused kernels need CUDA extensions; the fused cross entropy rounds its backward to bf16.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
-        **fields,
     )
 
 

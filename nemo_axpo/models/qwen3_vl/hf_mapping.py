@@ -23,6 +23,8 @@ from torch import Tensor
 
 from nemo_axpo.models.qwen3_vl.config import head_dim
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied
+from nemo_axpo.models.qwen3_vl.quantization import high_precision
+from nemo_axpo.models.qwen3_vl.te_specs import plain_name
 from nemo_axpo.models.qwen3_vl.vision import VisionTower
 
 TEXT, VISION = "model.language_model.", "model.visual."
@@ -123,9 +125,9 @@ def hf_tensors(model: Any, *, hf_config: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def global_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters by name, with the layer numbers of the whole model."""
+    """This rank's parameters by name, with the layer numbers of the whole model and the names of the local layers."""
     first_layer = model.decoder.layers[0].layer_number - 1 if len(model.decoder.layers) else 0
-    return {_shift_layer(name, first_layer): parameter for name, parameter in model.named_parameters()}
+    return {plain_name(_shift_layer(name, first_layer)): parameter for name, parameter in model.named_parameters()}
 
 
 def _plain(name: str, hf_name: str, shape: Shape, *, shard_dim: int | None = None) -> Placement:
@@ -233,7 +235,7 @@ def _staged(parameter: Tensor | None, placement: Placement, *, model: Any) -> Te
         shape, device = placement.local_shape(size=size), next(model.parameters()).device
         local = torch.empty(shape, dtype=config.params_dtype, device=device)
     else:
-        local = parameter.detach().contiguous()
+        local = high_precision(parameter).contiguous()
     if config.pipeline_model_parallel_size > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
         stage = dist.get_process_group_ranks(group)[_stage_of(placement.name, model=model)]

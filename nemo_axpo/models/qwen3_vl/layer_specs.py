@@ -1,6 +1,6 @@
 """The parts of one decoder layer: megatron's layer, attention and MLP around our norm, rotary and attention core.
 
-The local specification runs on plain torch, on CPU and GPU.
+The local specification runs on plain torch, on CPU and GPU; :mod:`te_specs` has the one on Transformer Engine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from nemo_axpo.models.qwen3_vl.attention import PackedAttention, PackedSelfAttention
+from nemo_axpo.models.qwen3_vl.te_specs import te_block_spec
 
 
 class RMSNorm(torch.nn.Module):
@@ -56,20 +57,23 @@ class SwiGLU(torch.nn.Module):
         return {}
 
 
-def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers this pipeline stage holds, and the norm after the last one."""
-    return TransformerBlockSubmodules(
-        layer_specs=[_local_layer_spec()] * get_num_layers_to_build(config), layer_norm=RMSNorm
-    )
+def block_spec(
+    config: TransformerConfig, *, core_attention: type[torch.nn.Module] = PackedAttention
+) -> TransformerBlockSubmodules:
+    """The layers this pipeline stage holds, and the norm after the last one, of the kind ``config.transformer_impl``."""
+    if config.transformer_impl == "transformer_engine":
+        return te_block_spec(config, core_attention=core_attention, activation=SwiGLU)
+    layer = _local_layer_spec(core_attention)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
 
 
-def _local_layer_spec() -> ModuleSpec:
+def _local_layer_spec(core_attention: type[torch.nn.Module]) -> ModuleSpec:
     attention = ModuleSpec(
         module=PackedSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=PackedAttention,
+            core_attention=core_attention,
             linear_proj=RowParallelLinear,
             q_layernorm=RMSNorm,
             k_layernorm=RMSNorm,

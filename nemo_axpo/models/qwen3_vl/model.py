@@ -20,7 +20,7 @@ from nemo_axpo.models.qwen3_vl.block import DeepStackBlock
 from nemo_axpo.models.qwen3_vl.config import head_dim, rope_settings
 from nemo_axpo.models.qwen3_vl.hf_model import is_tied
 from nemo_axpo.models.qwen3_vl.inputs import PackedInputs
-from nemo_axpo.models.qwen3_vl.layer_specs import local_block_spec
+from nemo_axpo.models.qwen3_vl.layer_specs import block_spec
 from nemo_axpo.models.qwen3_vl.mrope import InterleavedRope
 from nemo_axpo.models.qwen3_vl.vision import VisionTower
 from nemo_axpo.models.vocab_parallel import OutputStates
@@ -47,9 +47,7 @@ class Qwen3VLModel(LanguageModule):
                 hf_config.vision_config, recomputes_blocks=config.recompute_granularity == "full"
             )
             self.visual = tower.to(config.params_dtype).to_empty(device=device)  # weights are loaded later
-        self.decoder = DeepStackBlock(
-            config, local_block_spec(config), pre_process=pre_process, post_process=post_process
-        )
+        self.decoder = DeepStackBlock(config, block_spec(config), pre_process=pre_process, post_process=post_process)
         if post_process:
             self.output_layer = self._output_layer(text.vocab_size)
         if pre_process or post_process:
