@@ -58,7 +58,7 @@ def layer_ledger(sizes: ModelSizes, *, settings: TrainerSettings) -> dict[str, f
         "query norm": FLOAT32 * query + b * query + FLOAT32 * sizes.num_heads / t,
         "key norm": key_source + b * group + FLOAT32 * sizes.num_groups / t,
         "attention": 2 * b * query + 2 * b * group + FLOAT32 * sizes.num_heads / t,  # q, out; k, v; log-sum-exp
-        "projection input": b * query,
+        "projection input": 0.0 if settings.packs_thd else b * query,  # segments: the context of attention itself
         "mlp norm": norm,
         "mlp input": linear_input,
         "mlp": 4 * b * sizes.intermediate / t,  # gate and up, silu(gate), their product
@@ -127,6 +127,7 @@ def _selective(sizes: ModelSizes, *, ledger: dict[str, float], settings: Trainer
     if "attention" in dropped:
         b, t = settings.value_bytes, settings.tensor_parallel
         projection = (sizes.query_width + 2 * sizes.group_width) / t if b < FLOAT32 else 0.0
+        kept["projection input"] = b * sizes.query_width / t
         kept["attention"] = b * ((sizes.query_width + sizes.group_width) / t + projection)
     return kept
 

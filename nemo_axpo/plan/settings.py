@@ -26,6 +26,8 @@ class TrainerSettings:
     sequence_parallel: bool = False
     """Never True without tensor parallelism, where it does nothing."""
     freezes_vision: bool = False
+    packs_thd: bool = False
+    """Whether attention runs on segments (``actor.packing``) instead of padded blocks."""
     has_reference: bool = True
     memory: MemorySettings = _PLAIN
 
@@ -51,6 +53,14 @@ def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
         micro_batch_tokens=actor.micro_batch_tokens,
         sequence_parallel=actor.sequence_parallel and actor.tensor_parallel > 1,
         freezes_vision=actor.freeze_vision,
+        packs_thd=_packs_thd(config),
         has_reference=config.loss.kl_coef > 0,
         memory=MemorySettings(**memory_arguments(config)),
     )
+
+
+def _packs_thd(config: Config) -> bool:
+    """``auto`` is thd on a GPU in bf16, where one of the kernels is taken to be installed."""
+    if config.actor.packing != "auto":
+        return config.actor.packing == "thd"
+    return config.device == "cuda" and config.actor.dtype == "bfloat16"

@@ -28,7 +28,7 @@ def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def saved_bytes(actor: Actor, inputs: object) -> int:
-    """Bytes of the distinct storages that autograd keeps after a forward pass, without the weights'."""
+    """Bytes of the distinct storages that autograd keeps of a forward pass up to the logits, without the weights'."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in actor._model.parameters()}
     kept: dict[int, torch.Tensor] = {}  # the tensor itself, so that no address is used twice
 
@@ -39,6 +39,5 @@ def saved_bytes(actor: Actor, inputs: object) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        actor._ddp(inputs)
-    assert kept
+        actor._ddp(inputs).logits()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
