@@ -177,9 +177,13 @@ def build_replicas(config: Config) -> Replicas:
     return ProcessReplicas(ranks, timeout_s=timeout_s)
 
 
-def build_row_cost(*, bench: Workbench) -> RowCostModel:
+def build_row_cost(config: Config, *, bench: Workbench) -> RowCostModel:
     """What a row costs the actor; replicas are balanced by it."""
-    return row_cost_model(model_sizes(bench.hf_config), image_token_id=bench.hf_config.image_token_id)
+    return row_cost_model(
+        model_sizes(bench.hf_config),
+        image_token_id=bench.hf_config.image_token_id,
+        is_vision_frozen=config.actor.freeze_vision,
+    )
 
 
 def parallel_layout(config: Config) -> ParallelLayout:

@@ -79,7 +79,7 @@ class Trainer:
                 warmup_steps=config.optimizer.warmup_steps,
                 lr=config.optimizer.lr,
             ),
-            row_cost=assembly.build_row_cost(bench=bench),
+            row_cost=assembly.build_row_cost(config, bench=bench),
             replicas=replicas,
         )
 

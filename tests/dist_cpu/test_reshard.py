@@ -39,7 +39,11 @@ def reshard(path: Path, layouts: dict[str, str], *, tied: bool, one: str = ONE) 
 
 def assert_equal(result: dict, expected: dict, *, names: object) -> None:
     for ours, theirs in zip(result["metrics"], expected["metrics"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), names
+        # Padding and sharing follow from which rows run together, and that from the layout.
+        expected_values = {name: value for name, value in theirs.items() if not name.startswith("batch/")}
+        assert {name: ours[name] for name in expected_values} == pytest.approx(expected_values, rel=1e-5, abs=1e-6), (
+            names
+        )
     for key, tensor in expected["weights"].items():
         assert (result["weights"][key] - tensor).abs().max() < 1e-5, (names, key)
 
