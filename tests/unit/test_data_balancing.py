@@ -49,6 +49,11 @@ def test_equal_size_gives_every_part_one_item_a_round():
     assert balance([3, 2, 1], num_parts=2, equal_size=True) == [[0], [1, 2]]
 
 
+def test_an_exchange_removes_what_lpt_leaves():
+    # LPT: 7 | 6, 5 to 6, 4 to 7, 3 to 11 (equal, first part): 7 4 3 | 6 5; giving 7 for 5 leaves 12 | 13
+    assert balance([7, 6, 5, 4, 3], num_parts=2) == [[2, 3, 4], [0, 1]]
+
+
 @given(COSTS, st.integers(1, 6), st.booleans())
 def test_every_item_once_and_within_grahams_bound(costs, num_parts, equal_size):
     parts = balance(costs, num_parts=num_parts, equal_size=equal_size)
