@@ -61,8 +61,12 @@ def segment_by_segment(query: Tensor, key: Tensor, value: Tensor, *, rows: ThdRo
     contexts = []
     for queries, keys in zip(_segments(rows.query_start_R), _segments(rows.key_start_R), strict=True):
         q, k, v = (states.transpose(0, 1).unsqueeze(0) for states in (query[queries], key[keys], value[keys]))
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+        num_shared, mask = k.shape[2] - q.shape[2], None
+        if num_shared:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(num_shared)
+        context = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
         contexts.append(context.squeeze(0).transpose(0, 1))
     return torch.cat(contexts)
 
