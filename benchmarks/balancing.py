@@ -77,7 +77,8 @@ def build_trace(num_rows: int, *, seed: int) -> list[Row]:
             thinking, crop = rng.lognormvariate(7.824, 0.9), 0
             if rng.random() < 0.3:
                 thinking, crop = thinking + rng.lognormvariate(6.397, 0.8), rng.randrange(256, 1025)
-            rows.append(Row(question, text, images, min(int(thinking) + 1, MAX_ROW - text - sum(images) - crop), crop))
+            room = MAX_ROW - text - sum(images) - len(images) - crop  # a separator after each image
+            rows.append(Row(question, text, images, min(int(thinking) + 1, room), crop))
     return rows
 
 
