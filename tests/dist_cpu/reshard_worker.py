@@ -15,7 +15,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
 import torch.distributed as dist
-from layout_worker import shares
 from megatron.core import parallel_state
 from tiny_qwen3_vl import BANNED, RandomImages, mixed_samples
 
@@ -49,6 +48,15 @@ def train(actor: Actor, *, first: int, count: int) -> dict:
     loss = PolicyLoss(kl_coef=0.1)  # the reference policy takes part
     metrics = [actor.update(batches[n % len(batches)], loss=loss) for n in range(first, first + count)]
     return {"metrics": metrics, "weights": {name: tensor.detach().clone() for name, tensor in actor.hf_tensors()}}
+
+
+def shares(samples: list) -> list[list]:
+    """What this replica trains in each update; one replica trains everything."""
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return [samples] * 3
+    first = parallel_state.get_data_parallel_rank() == 0
+    splits = ({0, 2, 3}, set(), {1, 2, 3, 4, 5})  # balanced, one replica without samples, nearly everything on one
+    return [[sample for n, sample in enumerate(samples) if (n in split) == first] for split in splits]
 
 
 def train_and_save(checkpoint: str | Path, values: str, *, store: Path, is_async: bool = False) -> dict:
