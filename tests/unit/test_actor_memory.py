@@ -97,11 +97,11 @@ def test_sharded_optimizer_takes_the_same_step(checkpoint, plain):
 
 
 def assert_equal(got: tuple[dict, dict, dict], expected: tuple[dict, dict, dict]) -> None:
-    assert got[0] == expected[0]
+    assert got[0] == pytest.approx(expected[0], rel=1e-6)  # the gradient norm is summed in another order
     for ours, theirs in zip(got[1:], expected[1:]):
         assert ours.keys() == theirs.keys()
         for key, tensor in theirs.items():
-            assert torch.equal(ours[key], tensor), key
+            assert (ours[key] - tensor).abs().max() <= 1e-6 * tensor.abs().max(), key
 
 
 def test_frozen_vision_tower_stays_and_the_rest_gets_its_gradient(checkpoint, plain):
