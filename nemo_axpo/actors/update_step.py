@@ -71,6 +71,7 @@ class UpdateStep:
             advantages_BS=microbatch.advantages_BS,
             mask_BS=microbatch.mask_BS,
             normalizer=self.normalizer,
+            engine_logprobs_BS=microbatch.engine_logprobs_BS,
         )
         sums = {**result.metrics, _ENTROPY: entropy_L.sum(), _LOSS: result.loss.detach()}
         if self.loss.needs_old:

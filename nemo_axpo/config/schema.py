@@ -89,6 +89,12 @@ class LossConfig(Section):
     """β: weight of the KL to the fixed reference policy; 0 turns it off."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Mean over the step's unmasked tokens, or over rows with the constant 1/(B·N)."""
+    mismatch: Literal["none", "truncated_importance_sampling", "sequence_masking"] = "none"
+    """Weights of the surrogate where engine and trainer give a token different probabilities."""
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    """Truncated importance sampling: largest weight of a token."""
+    row_limit: Positive = 0.01
+    """Sequence masking: largest mean difference of a row that is kept, in nats per token."""
 
 
 class OptimizerConfig(Section):

@@ -61,6 +61,7 @@ class Loss(Protocol):
         advantages_BS: Tensor,
         mask_BS: Tensor,
         normalizer: float,
+        engine_logprobs_BS: Tensor | None = None,
     ) -> LossOutput:
         """Loss of one micro-batch; padding and untrained tokens are False in ``mask_BS``."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_axpo.losses.aggregation import get_aggregation, weighted_sum
 from nemo_axpo.losses.base import TOKEN_COUNT, LossOutput, StepSize
 from nemo_axpo.losses.kl import kl_k3
+from nemo_axpo.losses.mismatch import NONE, MismatchCorrection, build_correction
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,16 @@ class PolicyLoss:
     """β of Eq. 6; with 0 the reference policy is not needed."""
     aggregation: str = "token_mean"
     """``token_mean`` or ``sequence_mean`` (see ``losses.aggregation``)."""
+    mismatch: str = NONE
+    """Weights where engine and trainer differ (see ``losses.mismatch``); the paper has none."""
+    importance_cap: float = 2.0
+    """Of ``truncated_importance_sampling``."""
+    row_limit: float = 0.01
+    """Of ``sequence_masking``: nats per token."""
 
     def __post_init__(self) -> None:
         get_aggregation(self.aggregation)
+        self._correction()
         if not 0 <= self.clip_low <= 1:
             raise ValueError(f"clip_low must lie in [0, 1]; got {self.clip_low}: the paper uses 0.2")
         if not self.clip_high >= 0:
@@ -53,7 +61,8 @@ class PolicyLoss:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """What :meth:`__call__` measures."""
-        return ("policy_loss", "kl", "clip_fraction", "ratio_mean", TOKEN_COUNT)
+        names = ("policy_loss", "kl", "clip_fraction", "ratio_mean", TOKEN_COUNT)
+        return names if self.mismatch == NONE else (*names, "mismatch_weight")
 
     def normalizer_of(self, step: StepSize) -> float:
         """The constant of the step under this loss's aggregation."""
@@ -68,16 +77,22 @@ class PolicyLoss:
         advantages_BS: Tensor,
         mask_BS: Tensor,
         normalizer: float,
+        engine_logprobs_BS: Tensor | None = None,
     ) -> LossOutput:
         """Loss and token-sum metrics. All tensors ``[B, S]``, natural log; ``mask_BS`` is bool.
 
         Without ``old_logprobs_BS`` the policy is exactly on-policy: the ratio is 1, its gradient that of the log-prob.
-        Values at masked positions are never read, so they may be anything, infinities included.
+        ``engine_logprobs_BS`` are read where ``mismatch`` asks for a correction. Values at masked positions are never read, so they may be anything, infinities included.
         """
         logprobs_BS = logprobs_BS.masked_fill(~mask_BS, 0.0)
         old_BS = logprobs_BS if old_logprobs_BS is None else old_logprobs_BS.masked_fill(~mask_BS, 0.0)
         ratio_BS = (logprobs_BS - old_BS.detach()).exp()
         surrogate_BS, clipped_BS = self._surrogate(ratio_BS, advantages_BS=advantages_BS.masked_fill(~mask_BS, 0.0))
+        terms = {"clip_fraction": clipped_BS, "ratio_mean": ratio_BS}
+        if self.mismatch != NONE:
+            assert engine_logprobs_BS is not None, "a mismatch correction reads the engine's log-probs"
+            weight_BS = self._correction()(old_BS=old_BS, engine_BS=engine_logprobs_BS, mask_BS=mask_BS)
+            surrogate_BS, terms["mismatch_weight"] = weight_BS * surrogate_BS, weight_BS
         kl_BS = self._kl(logprobs_BS, ref_logprobs_BS=ref_logprobs_BS, mask_BS=mask_BS)
         loss = weighted_sum(
             self.kl_coef * kl_BS - surrogate_BS,
@@ -85,8 +100,11 @@ class PolicyLoss:
             aggregation=get_aggregation(self.aggregation),
             normalizer=normalizer,
         )
-        terms = {"policy_loss": -surrogate_BS, "kl": kl_BS, "clip_fraction": clipped_BS, "ratio_mean": ratio_BS}
+        terms |= {"policy_loss": -surrogate_BS, "kl": kl_BS}
         return LossOutput(loss, {**_token_sums(terms, mask_BS=mask_BS), TOKEN_COUNT: mask_BS.sum().double()})
+
+    def _correction(self) -> MismatchCorrection:
+        return build_correction(self.mismatch, importance_cap=self.importance_cap, row_limit=self.row_limit)
 
     def _surrogate(self, ratio_BS: Tensor, *, advantages_BS: Tensor) -> tuple[Tensor, Tensor]:
         """``min(ρ·Â, clip(ρ)·Â)`` and where the clip was the smaller of the two, both ``[B, S]``."""

@@ -48,6 +48,7 @@ class SupervisedLoss:
         old_logprobs_BS: Tensor | None = None,
         ref_logprobs_BS: Tensor | None = None,
         advantages_BS: Tensor | None = None,
+        engine_logprobs_BS: Tensor | None = None,
     ) -> LossOutput:
         """Loss and the token sum of the negative log-likelihood; only log-probs, mask and normalizer are read."""
         nll_BS = -logprobs_BS.masked_fill(~mask_BS, 0.0)
