@@ -1,6 +1,7 @@
 """Architectures of the published dense Qwen3-VL checkpoints, so that a job can be planned before a checkpoint is there.
 
-Source: ``config.json`` of Qwen3-VL-{2B,4B,8B,32B}-Thinking. A checkpoint on disk is always preferred (``model.path``).
+Source: ``config.json`` of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Thinking on the Hugging Face Hub; docs/models.md says how each number
+was confirmed. A checkpoint on disk is always preferred (``model.path``).
 """
 
 from __future__ import annotations

@@ -9,10 +9,13 @@ import pytest
 import torch
 from meta_ranks import fake_rank, meta_stage
 
+from nemo_axpo.config.load import load_config
 from nemo_axpo.models.qwen3_vl.hf_mapping import Placement, global_parameters, placements
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
 from nemo_axpo.models.qwen3_vl.layout_rules import layout_problems
+from nemo_axpo.plan.parameters import rank_parameters
 from nemo_axpo.plan.published import SIZES, published_config
+from nemo_axpo.plan.sizes import model_sizes
 
 PUBLISHED_PARAMETERS = {"2b": 2_127_532_032, "4b": 4_437_815_808, "8b": 8_767_123_696, "32b": 33_357_390_064}
 """What the published safetensors hold (half of total_size in the index of the bf16 files)."""
@@ -99,6 +102,27 @@ def test_every_rank_holds_its_share(size, tensor_parallel, pipeline_parallel):
     for tp_rank in range(tensor_parallel):
         ranks = [tp_rank + tensor_parallel * stage for stage in range(pipeline_parallel)]
         assert sorted(name for rank in ranks for name in check_stage(size, rank=rank, **layout)) == expected
+
+
+BYTES_PER_PARAMETER = 2 + 2 + 4 + 12
+"""Weights and reference in bf16, gradient, and in float32 master weight and two moments; without data parallelism."""
+
+
+def gib_of_fullest_rank(size: str, *, tensor_parallel: int, pipeline_parallel: int) -> float:
+    sizes = model_sizes(config_of(size))
+    layout = {"tensor_parallel": tensor_parallel, "pipeline_parallel": pipeline_parallel}
+    counts = [rank_parameters(sizes, stage=stage, **layout).total for stage in range(pipeline_parallel)]
+    return max(counts) * BYTES_PER_PARAMETER / 2**30
+
+
+@EVERY_SIZE
+def test_the_recipe_of_a_size_has_the_smallest_layout_that_leaves_room(size):
+    actor = load_config([f"model=qwen3_vl_{size}", "model.path=/models/qwen"]).actor
+    chosen = (actor.tensor_parallel, actor.pipeline_parallel)
+    assert (actor.dtype, actor.distributed_optimizer, actor.sequence_parallel) == ("bfloat16", True, chosen[0] > 1)
+    layouts = [(tp, 1) for tp in (1, 2, 4, 8)] + [(8, pp) for pp in (2, 4)]  # tensor parallelism stays within a node
+    fits = [(tp, pp) for tp, pp in layouts if gib_of_fullest_rank(size, tensor_parallel=tp, pipeline_parallel=pp) <= 50]
+    assert chosen == fits[0]
 
 
 @pytest.mark.parametrize(
