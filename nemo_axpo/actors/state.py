@@ -27,6 +27,8 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from nemo_axpo.models.qwen3_vl.te_specs import plain_name
+
 POLICY = "policy."
 """What the names of the policy's weights begin with."""
 _MASTER = "master"
@@ -100,14 +102,15 @@ def _create_moments(optimizer: Any) -> None:
 
 
 def _parameters(model: Any) -> dict[str, Sharded]:
-    """This rank's parameters by their names in the whole model, ``data`` being the parameter itself.
+    """This rank's parameters by their names in the whole model, whichever layer spec; ``data`` is the parameter itself.
 
     Left out: what Transformer Engine keeps beside weights (histories of FP8 maxima), which is pickled bytes.
     """
     found = {}
     for sharded in model.sharded_state_dict(metadata=dict(_NAMING)).values():
         if not isinstance(sharded, ShardedObject):
-            found[sharded.key] = sharded
+            name = plain_name(sharded.key)
+            found[name] = replace(sharded, key=name)
     return found
 
 
