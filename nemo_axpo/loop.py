@@ -151,6 +151,7 @@ class TrainingLoop:
         """Explore, give credit, update, sync. The images of the step stay stored until the next one begins."""
         clock = _Clock()
         self._images.retain(())
+        self._replicas.take_num_bytes()  # what evaluations and the like sent since is not the step's
         experience = await self.explore(index)
         clock.lap("rollout_s")
         credits, samples = self.give_credit(experience)

@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_te
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from nemo_axpo.models.qwen3_vl.quantization import high_precision
 from nemo_axpo.models.qwen3_vl.te_specs import plain_name
 
 POLICY = "policy."
@@ -117,7 +118,7 @@ def _parameters(model: Any) -> dict[str, Sharded]:
 def _policy_state(parameters: Mapping[str, Sharded]) -> dict[str, Sharded]:
     state = {}
     for name, parameter in parameters.items():
-        state[POLICY + name] = replace(parameter, key=POLICY + name)
+        state[POLICY + name] = replace(parameter, key=POLICY + name, data=high_precision(parameter.data))
         if isinstance(parameter, ShardedTensor):
             state[POLICY + name].allow_shape_mismatch = False  # megatron would fill an embedding up with zeros
     return state
