@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 reshard_worker.py CHECKPOINT STORES NAME=TP,PP,SP,DI
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -128,9 +129,12 @@ def main() -> None:
         for store in sorted(path for path in stores.iterdir() if path.is_dir()):
             resumed[store.name, name] = load_and_train(checkpoint, values, store=store)
         parallel_state.destroy_model_parallel()
-    last = next(reversed(named))
+    last, broken = next(reversed(named)), stores.with_name("broken")
+    if dist.get_rank() == 0:
+        shutil.copytree(stores / last, broken)
+    dist.barrier()
     told: list = [None] * dist.get_world_size()
-    dist.all_gather_object(told, failures(checkpoint, named[last], store=stores / last))
+    dist.all_gather_object(told, failures(checkpoint, named[last], store=broken))
     if dist.get_rank() == 0:
         torch.save({"saved": saved, "resumed": resumed, "told": told}, stores / "results.pt")
 
