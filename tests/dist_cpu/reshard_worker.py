@@ -71,13 +71,14 @@ def train_and_save(checkpoint: str | Path, values: str, *, store: Path, is_async
     return result
 
 
-def load_and_train(checkpoint: str | Path, values: str, *, store: Path) -> dict:
-    """What a run resumed under another layout has after more updates."""
+def load_and_train(checkpoint: str | Path, values: str, *, store: Path, again: Path) -> dict:
+    """What a run resumed under another layout has after more updates; at first it saves what it loaded ``again``."""
     actor, saved = build(checkpoint, values), CheckpointStore(store).read()
     actor.load_state(saved.load_tensors(actor.sharded_state(is_loading=True)), saved.state["actor"])
     if states := saved.random_states():
         set_random_states(states)
     assert actor.policy_version == NUM_BEFORE
+    CheckpointStore(again).save(1, tensors=actor.sharded_state(), state=saved.state)
     return train(actor, first=NUM_BEFORE, count=NUM_AFTER)
 
 
@@ -127,7 +128,8 @@ def main() -> None:
         parallel_state.destroy_model_parallel()  # the next layout builds its own groups
     for name, values in named.items():
         for store in sorted(path for path in stores.iterdir() if path.is_dir()):
-            resumed[store.name, name] = load_and_train(checkpoint, values, store=store)
+            again = stores.with_name("again") / f"{store.name} {name}"
+            resumed[store.name, name] = load_and_train(checkpoint, values, store=store, again=again)
         parallel_state.destroy_model_parallel()
     last, broken = next(reversed(named)), stores.with_name("broken")
     if dist.get_rank() == 0:
