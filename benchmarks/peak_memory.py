@@ -1,6 +1,6 @@
 """Peak memory of one optimizer step against the plan's prediction: a real actor with random weights, one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/peak_memory.py --output benchmarks/results/peak_memory.json
+    OMP_NUM_THREADS=1 python benchmarks/peak_memory.py --suite --output benchmarks/results/peak_memory.json
     python benchmarks/peak_memory.py --device cuda --model 2b --dtype bfloat16 --row-tokens 4096 --image-side 64
 
 On a GPU the measure is ``torch.cuda.max_memory_allocated`` (not yet run on a GPU). On the CPU it is the largest sum of
@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3VLConfig
 
 from nemo_axpo.actors.actor import Actor
+from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.optimizer import AdamSettings
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
@@ -114,6 +116,13 @@ def rows(count: int, *, num_tokens: int, image_side: int, num_trained: int) -> l
     return samples
 
 
+def memory_settings(options: argparse.Namespace) -> MemorySettings:
+    """Recomputation and chunk of the options; selective recomputation is that of the MLP."""
+    return MemorySettings(
+        recompute=options.recompute, recompute_modules=("mlp",), logprob_chunk_tokens=options.chunk_tokens
+    )
+
+
 def predicted(hf_config: Qwen3VLConfig, *, options: argparse.Namespace) -> RankMemory:
     """The plan's memory of exactly these rows."""
     image_tokens = options.image_side**2 // 4
@@ -124,7 +133,10 @@ def predicted(hf_config: Qwen3VLConfig, *, options: argparse.Namespace) -> RankM
     step = StepArithmetic(
         options.rows, 0, 0, options.rows, num_tokens, per_microbatch, -(-options.rows // per_microbatch), shape
     )
-    settings = TrainerSettings(1, 1, 1, BYTES[options.dtype], per_microbatch * options.row_tokens)
+    settings = TrainerSettings(
+        1, 1, 1, BYTES[options.dtype], per_microbatch * options.row_tokens, memory=memory_settings(options),
+        packs_thd=options.device == "cuda" and options.dtype == "bfloat16",
+    )  # fmt: skip
     return stage_memory(
         model_sizes(hf_config), settings=settings, step=step, engine=EngineMemory(0.0, 0.0, 0.0), stage=0
     )
@@ -157,6 +169,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             directory, image_store=SquareImages(options.image_side or 2, patch_values=patch_values),
             banned_token_ids=(IMAGE, VIDEO, VISION_START, VISION_END), optimizer=AdamSettings(1e-6), dtype=dtype,
             device=options.device, micro_batch_tokens=options.rows_per_microbatch * options.row_tokens,
+            memory=memory_settings(options),
         )  # fmt: skip
     samples = rows(
         options.rows, num_tokens=options.row_tokens, image_side=options.image_side, num_trained=options.trained_tokens
@@ -170,26 +183,53 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {"predicted": expected, "measured": peak, "ratio": expected / peak, "held": memory.held, "kinds": kinds}
 
 
-def main() -> None:
-    """One measurement, or on the CPU without further options the table of the results."""
+SUITE = {
+    "text": "",
+    "text, float32": "--dtype float32",
+    "text, chunks of 64 logits": "--trained-tokens 1000 --chunk-tokens 64",
+    "long rows": "--rows 2 --row-tokens 4096 --trained-tokens 8",
+    "images": "--image-side 32 --trained-tokens 700",
+    "images, two rows a micro-batch": "--image-side 32 --rows-per-microbatch 2",
+    "long rows, MLP recomputed": "--rows 2 --row-tokens 4096 --trained-tokens 8 --recompute selective",
+    "long rows, layers recomputed": "--rows 2 --row-tokens 4096 --trained-tokens 8 --recompute full",
+    "images, layers recomputed": "--rows 2 --row-tokens 4096 --trained-tokens 8 --image-side 96 --recompute full",
+}
+"""Cases by name, as options; the model is the small one, in bf16."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Options of one measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=("small", *SIZES), default="small")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
+    parser.add_argument("--recompute", choices=("none", "selective", "full"), default="none")
+    parser.add_argument("--chunk-tokens", type=int, help="trained tokens whose logits exist at the same time")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--rows-per-microbatch", type=int, default=1)
     parser.add_argument("--row-tokens", type=int, default=1024)
     parser.add_argument("--trained-tokens", type=int, default=512, help="of each row")
     parser.add_argument("--image-side", type=int, default=0, help="patches along the side of each row's image; 0: none")
+    parser.add_argument("--suite", action="store_true", help="the cases of the committed results, on the CPU")
     parser.add_argument("--output", type=Path)
+    return parser
+
+
+def main() -> None:
+    """One measurement, or the suite."""
+    parser = build_parser()
     options = parser.parse_args()
-    result = measure(options)
-    print(json.dumps(result, indent=2))
+    cases = {name: parser.parse_args(text.split()) for name, text in SUITE.items()} if options.suite else {"": options}
+    results = {}
+    for name, case in cases.items():
+        results[name] = measure(case)
+        predicted, measured = (results[name][key] / 2**20 for key in ("predicted", "measured"))
+        print(f"{name}: predicted {predicted:.1f} MiB, measured {measured:.1f} MiB, ratio {predicted / measured:.3f}")
     if options.output is not None:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-        header = {"options": values, "commit": commit, "torch": torch.__version__, "machine": platform.machine()}
-        options.output.write_text(json.dumps({**header, "result": result}, indent=2) + "\n")
+        command = " ".join(["python benchmarks/peak_memory.py", *sys.argv[1:]])
+        header = {"command": command, "commit": commit, "torch": torch.__version__, "machine": platform.machine()}
+        options.output.write_text(json.dumps({**header, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ saves. Its sum for a GPT layer, ``s·b·h·(34 + 5·a·s/h)`` bytes, does not fi
 matrix, grouped keys and values, a gated MLP, RMSNorms computed in float32, norms of queries and keys. So the ledger
 below names every tensor that our modules save; tests compare it with what autograd really holds.
 
+What Transformer Engine's layers keep is written down from its source and not yet compared with a run on a GPU.
+
 ``b`` bytes of a value, ``t`` tensor-parallel ranks, ``s`` the share of the tokens a rank sees outside of attention and MLP
 (1/t under sequence parallelism, else 1). H hidden, I intermediate, A all query channels, G all key channels.
 """
@@ -47,21 +49,22 @@ class Activations:
 def layer_ledger(sizes: ModelSizes, *, settings: TrainerSettings) -> dict[str, float]:
     """Bytes per token that one decoder layer keeps without recomputation, by operation."""
     b, t, s = settings.value_bytes, settings.tensor_parallel, settings.sequence_share
-    norm = _norm_bytes(sizes.hidden, value_bytes=b) * s
-    linear_input = b * sizes.hidden * s
+    rounded = 1 if settings.has_fp8 else b  # a projection keeps its input as it multiplies it
     query, group = sizes.query_width / t, sizes.group_width / t
-    # In float32 the norm of the keys keeps a view of the whole projection instead of a float32 copy of the keys.
-    key_source = FLOAT32 * group if b < FLOAT32 else FLOAT32 * (query + 2 * group)
+    norm = _norm_bytes(sizes.hidden, settings=settings) * s
+    linear_input = rounded * sizes.hidden * s
+    # Segments hand the context of attention on as it is; blocks copy it into packed order.
+    is_shared = settings.packs_thd and not settings.has_fp8
     return {
         "input norm": norm,
         "qkv input": linear_input,
-        "query norm": FLOAT32 * query + b * query + FLOAT32 * sizes.num_heads / t,
-        "key norm": key_source + b * group + FLOAT32 * sizes.num_groups / t,
+        "query norm": _norm_bytes(query, settings=settings, num_rows=sizes.num_heads / t),
+        "key norm": _key_norm_bytes(sizes, settings=settings),
         "attention": 2 * b * query + 2 * b * group + FLOAT32 * sizes.num_heads / t,  # q, out; k, v; log-sum-exp
-        "projection input": 0.0 if settings.packs_thd else b * query,  # segments: the context of attention itself
+        "projection input": 0.0 if is_shared else rounded * query,
         "mlp norm": norm,
         "mlp input": linear_input,
-        "mlp": 4 * b * sizes.intermediate / t,  # gate and up, silu(gate), their product
+        "mlp": (3 * b + rounded) * sizes.intermediate / t,  # gate and up, silu(gate), their product
     }
 
 
@@ -126,8 +129,9 @@ def _selective(sizes: ModelSizes, *, ledger: dict[str, float], settings: Trainer
     kept = {name: size for name, size in ledger.items() if name not in dropped}
     if "attention" in dropped:
         b, t = settings.value_bytes, settings.tensor_parallel
-        projection = (sizes.query_width + 2 * sizes.group_width) / t if b < FLOAT32 else 0.0
-        kept["projection input"] = b * sizes.query_width / t
+        is_held = b == FLOAT32 and not settings.has_fused_layers
+        projection = 0.0 if is_held else (sizes.query_width + 2 * sizes.group_width) / t
+        kept["projection input"] = (1 if settings.has_fp8 else b) * sizes.query_width / t
         kept["attention"] = b * ((sizes.query_width + sizes.group_width) / t + projection)
     return kept
 
@@ -149,7 +153,7 @@ def _language_extras(sizes: ModelSizes, *, settings: TrainerSettings, shape: Mic
         levels = 1 + sizes.vision.num_deepstack
         extras += INDEX * tokens + shape.num_image_tokens * (levels * b * sizes.hidden + 2 * INDEX)
     if stage == settings.pipeline_parallel - 1:
-        extras += tokens * _norm_bytes(sizes.hidden, value_bytes=b) * settings.sequence_share
+        extras += tokens * _norm_bytes(sizes.hidden, settings=settings) * settings.sequence_share
         extras += shape.num_loss_tokens * (b * sizes.hidden + INDEX)
     return extras
 
@@ -170,6 +174,19 @@ def _tower(sizes: ModelSizes, *, settings: TrainerSettings, shape: MicrobatchSha
     return patches * (vision.depth * kept + extras), patches * rebuilt
 
 
-def _norm_bytes(hidden: int, *, value_bytes: int) -> float:
-    """Per token: the float32 input, its inverse root mean square, the normalised values."""
-    return FLOAT32 * hidden + FLOAT32 + value_bytes * hidden
+def _norm_bytes(width: float, *, settings: TrainerSettings, num_rows: float = 1) -> float:
+    """Per token: the input, an inverse root mean square per row, and unless it is fused the normalised values.
+
+    Our norm keeps its input in float32. Source of the fused one: Transformer Engine's ``_LayerNormLinear.forward``.
+    """
+    if settings.has_fused_layers:
+        return settings.value_bytes * width + FLOAT32 * num_rows
+    return (FLOAT32 + settings.value_bytes) * width + FLOAT32 * num_rows
+
+
+def _key_norm_bytes(sizes: ModelSizes, *, settings: TrainerSettings) -> float:
+    """In float32 our norm of the keys keeps a view of the whole projection instead of a copy of the keys."""
+    t, group = settings.tensor_parallel, sizes.group_width / settings.tensor_parallel
+    size = _norm_bytes(group, settings=settings, num_rows=sizes.num_groups / t)
+    is_view = settings.value_bytes == FLOAT32 and not settings.has_fused_layers
+    return size + (FLOAT32 * (sizes.query_width / t + group) if is_view else 0.0)

@@ -29,6 +29,8 @@ class RankMemory:
 
     weights: float
     reference: float
+    fp8_weights: float
+    """Rounded copies of the decoder's projections and their transposes, of policy and reference; an upper bound."""
     gradients: float
     """Megatron's buffer, float32 whatever the weights are."""
     optimizer: float
@@ -44,8 +46,8 @@ class RankMemory:
     """Temporaries of the backward pass, and what recomputation rebuilds at a time."""
     communication: float
     """Hidden states between pipeline stages, gathered sequences."""
-    optimizer_scratch: float
-    """Temporary of the optimizer step; all activations are gone by then."""
+    after_backward: float
+    """When all activations are gone: the embedding's dense gradient, then temporaries of the optimizer step."""
 
     @property
     def held(self) -> float:
@@ -54,13 +56,13 @@ class RankMemory:
 
     @property
     def total(self) -> float:
-        """Peak: what is held, and the larger of the forward-backward pass and the optimizer step.
+        """Peak: what is held, and the larger of the forward-backward pass and what follows it.
 
         Logits are gone when the backward pass reaches the layers, so they and the workspace do not add up.
         """
         kept = self.activations_language + self.activations_vision + self.communication
         passing = kept + max(self.logits, self.workspace)
-        return self.held + self.inputs + max(passing, self.optimizer_scratch)
+        return self.held + self.inputs + max(passing, self.after_backward)
 
 
 def stage_memory(
@@ -76,6 +78,7 @@ def stage_memory(
     return RankMemory(
         weights=parameters.total * settings.value_bytes,
         reference=parameters.total * settings.value_bytes * settings.has_reference,
+        fp8_weights=2.0 * parameters.language * (1 + settings.has_reference) if settings.has_fp8 else 0.0,
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes(trained, settings=settings),
         engine_weights=engine.weights if stage == 0 else 0.0,
@@ -88,7 +91,9 @@ def stage_memory(
         else 0.0,
         workspace=activations.recomputed + _workspace(sizes, settings=settings, step=step),
         communication=_communication(sizes, settings=settings, step=step, stage=stage),
-        optimizer_scratch=_optimizer_scratch(trained, settings=settings),
+        after_backward=max(
+            _last_gradient(sizes, settings=settings, stage=stage), _optimizer_scratch(trained, settings=settings)
+        ),
     )
 
 
@@ -124,11 +129,15 @@ def logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, num_loss_tokens
 
 
 def _workspace(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic) -> float:
-    """Gradients that exist at the same time in the backward pass of the MLP: both factors, their concatenation, three
-    hidden states; or one dense gradient of the embedding, if that is larger."""
+    """Gradients in the backward pass of an MLP on top of what was kept: where the product of ``silu(gate)`` and ``up`` is
+    taken apart, three of the inner width less the product itself, which is free by then; and three hidden states."""
     b, tokens = settings.value_bytes, step.microbatch.num_tokens
-    mlp = tokens * b * (4 * sizes.intermediate / settings.tensor_parallel + 3 * sizes.hidden)
-    return max(mlp, b * sizes.vocab * sizes.hidden / settings.tensor_parallel)
+    return tokens * b * (2 * sizes.intermediate / settings.tensor_parallel + 3 * sizes.hidden)
+
+
+def _last_gradient(sizes: ModelSizes, *, settings: TrainerSettings, stage: int) -> float:
+    """The embedding's dense gradient, the last tensor of the backward pass."""
+    return settings.value_bytes * sizes.vocab * sizes.hidden / settings.tensor_parallel if stage == 0 else 0.0
 
 
 def _communication(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic, stage: int) -> float:

@@ -16,6 +16,7 @@ from nemo_axpo.plan.plan import GIB, Plan, PlanRequest
 _KINDS = {
     "weights": "weights",
     "reference": "reference policy",
+    "fp8_weights": "FP8 copies of weights",
     "gradients": "gradients (float32)",
     "optimizer": "optimizer",
     "engine_weights": "engine: weights",
@@ -26,7 +27,7 @@ _KINDS = {
     "logits": "logits and log-probs",
     "workspace": "backward workspace",
     "communication": "communication buffers",
-    "optimizer_scratch": "(optimizer step instead)",
+    "after_backward": "(or after backward, alone)",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_axpo.actors.memory import MemorySettings
-from nemo_axpo.config.checks import memory_arguments
+from nemo_axpo.config.checks import layer_settings, memory_arguments
 from nemo_axpo.config.schema import Config
 
 _PLAIN = MemorySettings()
@@ -28,6 +28,9 @@ class TrainerSettings:
     freezes_vision: bool = False
     packs_thd: bool = False
     """Whether attention runs on segments (``actor.packing``) instead of padded blocks."""
+    has_fused_layers: bool = False
+    """Whether the decoder is built of Transformer Engine's layers; ``auto`` is planned as the local ones, which keep more."""
+    has_fp8: bool = False
     has_reference: bool = True
     memory: MemorySettings = _PLAIN
 
@@ -44,7 +47,7 @@ class TrainerSettings:
 
 def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
     """Of ``config``, with ``data_parallel`` replicas."""
-    actor = config.actor
+    actor, layers = config.actor, layer_settings(config)
     return TrainerSettings(
         tensor_parallel=actor.tensor_parallel,
         pipeline_parallel=actor.pipeline_parallel,
@@ -54,6 +57,8 @@ def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
         sequence_parallel=actor.sequence_parallel and actor.tensor_parallel > 1,
         freezes_vision=actor.freeze_vision,
         packs_thd=_packs_thd(config),
+        has_fused_layers=layers.needs_transformer_engine,
+        has_fp8=layers.fp8 is not None,
         has_reference=config.loss.kl_coef > 0,
         memory=MemorySettings(**memory_arguments(config)),
     )

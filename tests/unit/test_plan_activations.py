@@ -61,6 +61,25 @@ def test_segments_pass_the_context_on_without_a_copy():
     assert (padded["projection input"], segments["projection input"]) == (2 * 64, 0)
 
 
+def test_fused_layers_and_fp8_by_hand():
+    fused = layer_ledger(SIZES, settings=settings(has_fused_layers=True, packs_thd=True))
+    assert fused == {
+        "input norm": 2 * 32 + 4,
+        "qkv input": 2 * 32,
+        "query norm": 2 * 64 + 4 * 4,
+        "key norm": 2 * 32 + 4 * 2,
+        "attention": 2 * (64 + 64 + 32 + 32) + 4 * 4,
+        "projection input": 0,
+        "mlp norm": 2 * 32 + 4,
+        "mlp input": 2 * 32,
+        "mlp": 2 * (2 * 48 + 48 + 48),
+    }
+    fp8 = layer_ledger(SIZES, settings=settings(has_fused_layers=True, packs_thd=True, has_fp8=True))
+    changed = {name: size for name, size in fp8.items() if size != fused[name]}
+    # Inputs of the four projections are kept in one byte.
+    assert changed == {"qkv input": 32, "projection input": 64, "mlp input": 32, "mlp": 2 * (2 * 48 + 48) + 48}
+
+
 def test_one_vision_block_in_bf16_by_hand():
     # h 16, i 24, 2 heads.
     assert vision_block_ledger(SIZES.vision, value_bytes=2) == {
