@@ -117,15 +117,19 @@ def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
 
 
 def logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, num_loss_tokens: int) -> float:
-    """At most ``logprob_chunk_tokens`` loss tokens at a time: shifted logits, probabilities and their product, in float32.
+    """Temporaries of at most ``logprob_chunk_tokens`` loss tokens at a time.
 
-    Where one chunk holds them all, the logits as they come stay beside these.
+    Forward: shifted logits, probabilities and their product in float32, and the logits as they come where one chunk holds
+    them all. Backward: gradients of the logits, and the projection's as a dense tensor (float32 chunks add to the sum in
+    place). Source: ``models.vocab_parallel``.
     """
-    width = sizes.vocab // settings.tensor_parallel
+    b, width = settings.value_bytes, sizes.vocab // settings.tensor_parallel
     chunk = settings.memory.logprob_chunk_tokens or max(1, _MAX_CHUNK_LOGITS // width)
-    if num_loss_tokens > chunk:
-        return 3 * FLOAT32 * chunk * width
-    return (3 * FLOAT32 + settings.value_bytes) * num_loss_tokens * width
+    dense = b * width * sizes.hidden
+    if num_loss_tokens <= chunk:
+        return max((3 * FLOAT32 + b) * num_loss_tokens * width, 2 * b * num_loss_tokens * width + dense)
+    backward = (FLOAT32 + b) * chunk * width + (dense if b < FLOAT32 else 0)
+    return max(3 * FLOAT32 * chunk * width, backward)
 
 
 def _workspace(sizes: ModelSizes, *, settings: TrainerSettings, step: StepArithmetic) -> float:

@@ -92,14 +92,18 @@ def test_logits_by_hand():
 
 
 def test_logits_of_chunks_by_hand():
-    # A vocabulary of 96 on two ranks: 48 columns. All 10 tokens at once in bf16; of chunks of 4; the default chunk holds
-    # 2^27 logits.
+    # A vocabulary of 96 on two ranks: 48 columns, hidden size 32; bf16.
     halves = {"tensor_parallel": 2}
-    chunked = settings(**halves, memory=MemorySettings(logprob_chunk_tokens=4))
-    assert logit_bytes(SIZES, settings=settings(**halves), num_loss_tokens=10) == 10 * 48 * (2 + 12)
-    assert logit_bytes(SIZES, settings=chunked, num_loss_tokens=10) == 4 * 48 * 12
-    chunk = 2**27 // 48
-    assert logit_bytes(SIZES, settings=settings(**halves), num_loss_tokens=chunk + 1) == chunk * 48 * 12
+    whole = settings(**halves)
+    assert logit_bytes(SIZES, settings=whole, num_loss_tokens=10) == 10 * 48 * (4 + 4 + 4 + 2)  # the forward pass
+    assert logit_bytes(SIZES, settings=whole, num_loss_tokens=2) == 2 * 48 * (2 + 2) + 48 * 32 * 2  # the backward pass
+    chunked = MemorySettings(logprob_chunk_tokens=4)
+    in_bf16 = logit_bytes(SIZES, settings=settings(**halves, memory=chunked), num_loss_tokens=10)
+    assert in_bf16 == 4 * 48 * (4 + 2) + 48 * 32 * 2
+    in_float32 = logit_bytes(SIZES, settings=settings(**halves, memory=chunked, value_bytes=4), num_loss_tokens=10)
+    assert in_float32 == 4 * 48 * 12
+    default_chunk = 2**27 // 48  # 2^27 logits
+    assert logit_bytes(SIZES, settings=whole, num_loss_tokens=default_chunk + 1) == default_chunk * 48 * 12
 
 
 def test_the_arithmetic_of_a_step_by_hand():
