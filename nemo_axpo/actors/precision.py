@@ -73,7 +73,7 @@ class LayerSettings:
 
     transformer_impl: str = AUTO
     """``local``: megatron's linears and our norm on plain torch; ``transformer_engine``: its fused layers; ``auto``: the
-    latter where it is installed and the device is CUDA."""
+    latter where it is installed, on CUDA and in bf16."""
     fp8: Fp8Settings | None = None
 
     def transformer_fields(self, device_type: str, *, dtype: str) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class LayerSettings:
         self.check(device_type, dtype=dtype)
         if self.needs_transformer_engine:
             require_extra("te")
-        chosen = self._chosen(device_type)
+        chosen = self._chosen(device_type, dtype=dtype)
         fp8 = "" if self.fp8 is None else f", FP8 {self.fp8.recipe} {self.fp8.format}"
         logger.info("decoder layers and norms: %s (transformer_impl=%s)%s", chosen, self.transformer_impl, fp8)
         return {"transformer_impl": chosen, **({} if self.fp8 is None else self.fp8.transformer_fields())}
@@ -110,6 +110,8 @@ class LayerSettings:
             rule = "fp8 rounds products of bf16 weights and activations"
             raise ValueError(rule_message(rule, got=f"dtype={dtype}", cure="set dtype=bfloat16, or fp8.recipe=null"))
 
-    def _chosen(self, device_type: str) -> str:
-        may = self.transformer_impl == AUTO and device_type == "cuda" and has_extra("te")
+    def _chosen(self, device_type: str, *, dtype: str) -> str:
+        # float32 is asked for where numbers are compared; Transformer Engine's products may round it to TF32.
+        suits = device_type == "cuda" and dtype == "bfloat16"
+        may = self.transformer_impl == AUTO and suits and has_extra("te")
         return TRANSFORMER_ENGINE if self.needs_transformer_engine or may else LOCAL

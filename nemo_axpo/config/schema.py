@@ -136,7 +136,7 @@ class ActorConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
-    """Decoder layers on plain torch or on Transformer Engine; auto: the latter where it is installed, on CUDA."""
+    """Decoder layers on plain torch or on Transformer Engine; auto: the latter where installed, for bf16 on CUDA."""
     fp8: Fp8Config = Fp8Config()
     micro_batch_tokens: Count = 32_768
     """Tokens of one forward and backward pass: rows times longest row if padded, tokens after sharing if thd."""

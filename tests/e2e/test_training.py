@@ -15,6 +15,7 @@ METRICS = {
     "update": "loss policy_loss kl clip_fraction ratio_mean entropy grad_norm lr num_loss_tokens num_samples",
     "engine": "logprob_diff_mean logprob_diff_max kl",
     "time": "rollout_s update_s sync_s step_s",
+    "batch": "padding sharing imbalance",
     "memory": "peak_gib",
 }
 EVALUATION = {"pass@1", "pass@2", "tool_use", "tool_accuracy", "direct_accuracy", "all_wrong", "tokens", "truncated"}

@@ -71,20 +71,21 @@ def test_recipes_that_do_not_exist(fields, message):
 
 
 @pytest.mark.parametrize(
-    ("impl", "device", "installed", "chosen"),
+    ("impl", "device", "dtype", "installed", "chosen"),
     [
-        ("auto", "cpu", True, "local"),
-        ("auto", "cuda", True, "transformer_engine"),
-        ("auto", "cuda", False, "local"),
-        ("local", "cuda", True, "local"),
-        ("transformer_engine", "cuda", True, "transformer_engine"),
+        ("auto", "cpu", "bfloat16", True, "local"),
+        ("auto", "cuda", "bfloat16", True, "transformer_engine"),
+        ("auto", "cuda", "float32", True, "local"),
+        ("auto", "cuda", "bfloat16", False, "local"),
+        ("local", "cuda", "bfloat16", True, "local"),
+        ("transformer_engine", "cuda", "float32", True, "transformer_engine"),
     ],
 )
-def test_what_the_layers_are_built_of_is_said_in_the_log(monkeypatch, caplog, impl, device, installed, chosen):
+def test_what_the_layers_are_built_of_is_said_in_the_log(monkeypatch, caplog, impl, device, dtype, installed, chosen):
     monkeypatch.setattr(precision, "has_extra", lambda name: installed)
     monkeypatch.setattr(precision, "require_extra", lambda name: None)
     with caplog.at_level(logging.INFO):
-        fields = LayerSettings(impl).transformer_fields(device, dtype="bfloat16")
+        fields = LayerSettings(impl).transformer_fields(device, dtype=dtype)
     assert fields == {"transformer_impl": chosen}
     assert f"decoder layers and norms: {chosen} (transformer_impl={impl})" in caplog.text
 
@@ -139,6 +140,15 @@ def test_without_the_package_the_install_line_is_said():
 def test_the_config_is_judged_before_the_run(overrides, problem):
     (found,) = config_problems(load_config(overrides), world_size=1)
     assert problem in found
+
+
+def test_products_that_fp8_cannot_cut_are_refused():
+    fields = {"dtype": torch.bfloat16, **Fp8Settings().transformer_fields()}
+    transformer_config(tiny_config(), **fields)  # 32 · (64 + 2 · 32) and 48: multiples of 16
+    message = "the MLP's width on a rank must be a multiple of 16 for fp8; got 24: use a smaller tensor_parallel"
+    with pytest.raises(ValueError, match=message):
+        transformer_config(tiny_config(), tensor_parallel=2, **fields)
+    transformer_config(tiny_config(), tensor_parallel=2, dtype=torch.bfloat16)
 
 
 def test_a_misspelt_recipe_is_an_error_of_the_schema():

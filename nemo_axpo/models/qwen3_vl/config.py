@@ -31,6 +31,8 @@ def transformer_config(
     problems = layout_problems(hf_config, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
     if problems:
         raise ValueError("\n".join(problems))
+    if fields.get("fp8"):
+        _check_fp8_sizes(text, tensor_parallel=tensor_parallel)
     return TransformerConfig(
         num_layers=text.num_hidden_layers,
         hidden_size=text.hidden_size,
@@ -70,6 +72,20 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         apply_rope_fusion=False,
     )
+
+
+def _check_fp8_sizes(text: Any, *, tensor_parallel: int) -> None:
+    """Transformer Engine's rule (``assert_dim_for_fp8_exec``): what a product sums over is a multiple of 16."""
+    sums = {
+        "the hidden size": text.hidden_size,
+        "the MLP's width on a rank": text.intermediate_size // tensor_parallel,
+        "the width of a rank's query heads": text.num_attention_heads // tensor_parallel * head_dim(text),
+        "the width of a rank's key-value heads": text.num_key_value_heads // tensor_parallel * head_dim(text),
+    }
+    for name, size in sums.items():
+        if size % 16:
+            rule = f"{name} must be a multiple of 16 for fp8"
+            raise ValueError(rule_message(rule, got=size, cure="use a smaller tensor_parallel, or fp8.recipe=null"))
 
 
 def _leave_empty(weight: torch.Tensor) -> torch.Tensor:
