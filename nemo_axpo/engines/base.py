@@ -12,6 +12,10 @@ class EngineError(RuntimeError):
     """The engine could not serve a request (infrastructure, not the policy): the rollout is lost and retried."""
 
 
+class PromptMismatchError(EngineError):
+    """A server sampled from another prompt than the one it was sent: trying again would change nothing."""
+
+
 @runtime_checkable
 class Engine(Protocol):
     """What the rollouts need of a generation engine; ``hf``, vLLM and TRT-LLM implement it.
