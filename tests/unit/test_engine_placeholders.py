@@ -50,7 +50,7 @@ def test_the_same_prompt_passes():
         (None, r"'q7/0/t1'.*got no prompt token ids: the server must return them"),
         ([7, START, I, I, END, 8], r"got 2 placeholders for image 0, our image processor makes 3.*preprocessor_config"),
         ([7, START, *[I] * 6, END, 8], r"got 6 placeholders for image 0.*expanded a run twice"),
-        ([7, START, I, END, 8], r"got 1 placeholders for image 0.*before images are expanded"),
+        ([7, START, I, END, 8], r"got 1 placeholders for image 0.*as it was sent"),
         ([7, START, I, I, I, END, 5, 6], r"8 token ids for our 7, from token 6 on \[5, 6\] for our \[8\].*tokenised"),
         ([7, START, END, 8], r"4 token ids for our 7, from token 2 on \[92, 8\].*left an image out"),
         ([7, START, I, I, I, END], r"6 token ids for our 7, from token 6 on \[\] for our \[8\]"),
