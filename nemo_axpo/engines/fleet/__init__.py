@@ -1,0 +1,1 @@
+"""Generation servers behind one engine: routing, retries, health, weights pushed to all."""
