@@ -28,6 +28,18 @@ def is_triggered(group: Sequence[RolloutScore]) -> bool:
     return bool(tool_using) and not any(is_correct(score.reward) for score in tool_using)
 
 
+def is_settled(group: Sequence[RolloutScore]) -> bool:
+    """Whether a question can no longer be triggered, whatever its other rollouts do."""
+    return any(score.uses_tool and is_correct(score.reward) for score in group)
+
+
+def most_candidates(group: Sequence[RolloutScore], *, num_running: int) -> int:
+    """How many sources a question may have in the end; ``group``: of its finished rollouts. 0 for a complete one."""
+    if num_running == 0 or is_settled(group):
+        return 0
+    return sum(score.uses_tool for score in group) + num_running
+
+
 def uncertainty_order(score: RolloutScore) -> tuple[float, str]:
     """Sort key: least confident first, ties by rollout id."""
     assert 0.0 <= score.confidence <= 1.0, f"{score.rollout_id} uses a tool, its confidence is {score.confidence}"
@@ -150,19 +162,26 @@ class Axpo:
         candidates = [rank_candidates(group) for group in groups if is_triggered(group)]
         return ResamplePlan(select_breadth_first(candidates, quota=self.quota), self.num_continuations)
 
-    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
-        """The sources of complete questions that :meth:`plan` selects however ``num_open`` open questions turn out.
+    def certain_plan(
+        self, finished: Sequence[RolloutScore], *, num_running: Mapping[str, int], num_unknown: int = 0
+    ) -> ResamplePlan:
+        """The sources of complete questions that :meth:`plan` selects however the open questions turn out.
 
-        A question's (l + 1)-th choice can be overtaken by l + 1 choices of an open question, or all of its N: by its
-        first l ones, which lie in earlier layers, and by its (l + 1)-th where that is less confident.
+        A question's (l + 1)-th choice can be overtaken by l + 1 choices of an open question: by its first l ones, which
+        lie in earlier layers, and by its (l + 1)-th where that is less confident. An open question has at most as many
+        as it has tool-using and running rollouts, and none once a tool-using one is right.
         """
-        candidates = [rank_candidates(group) for group in group_scores(finished).values() if is_triggered(group)]
+        groups = group_scores(finished)
+        complete = [group for question, group in groups.items() if not num_running.get(question)]
+        candidates = [rank_candidates(group) for group in complete if is_triggered(group)]
+        most = [most_candidates(groups.get(question, ()), num_running=num) for question, num in num_running.items()]
+        most += [self.num_rollouts] * num_unknown
         layer_of = {score.rollout_id: layer for ranked in candidates for layer, score in enumerate(ranked)}
         order = select_breadth_first(candidates, quota=len(layer_of))
         certain = [
             source
             for position, source in enumerate(order)
-            if position + num_open * min(layer_of[source.rollout_id] + 1, self.num_rollouts) < self.quota
+            if position + sum(min(layer_of[source.rollout_id] + 1, number) for number in most) < self.quota
         ]
         return ResamplePlan(tuple(certain), self.num_continuations)
 

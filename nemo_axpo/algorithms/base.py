@@ -6,7 +6,7 @@ answer: no result depends on the order in which the scores arrive. Ties are brok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from nemo_axpo.types import Credit, ResamplePlan, ResampleScore, RolloutScore
@@ -22,8 +22,14 @@ class Algorithm(Protocol):
     def plan(self, scores: Sequence[RolloutScore]) -> ResamplePlan:
         """Thinking prefixes to resample, given the ordinary rollouts of the whole step in any order."""
 
-    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
-        """What :meth:`plan` will select among the rollouts of complete questions, however ``num_open`` others turn out."""
+    def certain_plan(
+        self, finished: Sequence[RolloutScore], *, num_running: Mapping[str, int], num_unknown: int = 0
+    ) -> ResamplePlan:
+        """What :meth:`plan` will select among complete questions, however the rest of the step turns out.
+
+        ``num_running``: by question id, how many of its rollouts are not in ``finished`` yet; an absent question is
+        complete. ``num_unknown``: questions of the step of which nothing is known.
+        """
 
     def credit(
         self, scores: Sequence[RolloutScore], plan: ResamplePlan, resamples: Sequence[ResampleScore]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nemo_axpo.algorithms.base import check_group_size, register_algorithm
@@ -33,7 +33,9 @@ class Grpo:
         """Nothing is resampled."""
         return ResamplePlan()
 
-    def certain_plan(self, finished: Sequence[RolloutScore], *, num_open: int) -> ResamplePlan:
+    def certain_plan(
+        self, finished: Sequence[RolloutScore], *, num_running: Mapping[str, int], num_unknown: int = 0
+    ) -> ResamplePlan:
         """Nothing is resampled."""
         return ResamplePlan()
 

@@ -99,7 +99,8 @@ async def evaluate(
         raise ValueError(f"k must be between 1 and num_rollouts ({num_rollouts}), got {k}: draw more rollouts")
     own, groups = questions[replicas.index :: replicas.count], ()
     if producer is not None:
-        rollouts = await producer.run_rollouts(own, num_rollouts=num_rollouts, seed=seed, on_finished=on_finished)
+        each = (lambda question, rollout: on_finished()) if on_finished else None
+        rollouts = await producer.run_rollouts(own, num_rollouts=num_rollouts, seed=seed, on_finished=each)
         groups = group_rollouts(own, rollouts)
     positions = {question.question_id: position for position, question in enumerate(questions)}
     return summarize(groups, k=k, positions=positions, replicas=replicas)

@@ -1,8 +1,8 @@
 """Continuations that start before the step's last rollout is done, where their place in the plan is certain already.
 
-Under a barrier the engine runs dry while the longest rollouts of a step finish. Here, whenever a question's rollouts are
-complete, the algorithm says which sources it will select however the questions still open turn out; their continuations
-start at once. The rest waits for the plan of the whole step. Seeds hang on (question, rollout, branch) alone, so the rows
+Under a barrier the engine runs dry while the longest rollouts of a step finish. Here, whenever a question is complete or
+cannot be resampled any more, the algorithm says which sources it will select however the rest of the step turns out; their
+continuations start at once. The rest waits for the plan of the whole step. Seeds hang on (question, rollout, branch) alone, so the rows
 are those of the barrier.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from nemo_axpo.algorithms.base import Algorithm
 from nemo_axpo.algorithms.confidence import rollout_scores
+from nemo_axpo.algorithms.group_statistics import is_correct
 from nemo_axpo.data.samples import cut_prefix
 from nemo_axpo.rollouts.producer import Producer, check_not_all_lost
 from nemo_axpo.types import Question, ResamplePlan, Rollout, RolloutScore
@@ -33,7 +34,8 @@ class EagerResampling:
         """``num_elsewhere``: questions of the step that other replicas sample; nothing is known of them meanwhile."""
         self._producer, self._algorithm, self._seed = producer, algorithm, seed
         self._questions = {question.question_id: question for question in questions}
-        self._num_open = len(questions) + num_elsewhere
+        self._num_elsewhere = num_elsewhere
+        self._num_running = {question_id: algorithm.num_rollouts for question_id in self._questions}
         self._finished: list[RolloutScore] = []
         self._rollouts: dict[str, Rollout] = {}
         self._running: dict[str, asyncio.Task[tuple[Rollout, ...]]] = {}
@@ -45,7 +47,7 @@ class EagerResampling:
                 tuple(self._questions.values()),
                 num_rollouts=self._algorithm.num_rollouts,
                 seed=self._seed,
-                on_group=self._group_finished,
+                on_finished=self._rollout_finished,
             )
         except BaseException:
             self._cancel()
@@ -72,11 +74,19 @@ class EagerResampling:
         """Sources whose continuations have been started."""
         return len(self._running)
 
-    def _group_finished(self, rollouts: Sequence[Rollout]) -> None:
-        self._num_open -= 1
-        self._finished += rollout_scores(rollouts)
-        self._rollouts |= {rollout.rollout_id: rollout for rollout in rollouts}
-        self._start(self._algorithm.certain_plan(self._finished, num_open=self._num_open))
+    def _rollout_finished(self, question_id: str, rollout: Rollout | None) -> None:
+        self._num_running[question_id] -= 1
+        scores = rollout_scores([rollout] if rollout else [])
+        self._finished += scores
+        if rollout:
+            self._rollouts[rollout.rollout_id] = rollout
+        is_right = any(score.uses_tool and is_correct(score.reward) for score in scores)
+        if is_right or not self._num_running[question_id]:  # what can make another question's place certain
+            self._start(
+                self._algorithm.certain_plan(
+                    self._finished, num_running=self._num_running, num_unknown=self._num_elsewhere
+                )
+            )
 
     def _cancel(self) -> None:
         """Stops continuations that still run after a failure; without effect on finished ones."""

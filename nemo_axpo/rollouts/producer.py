@@ -20,6 +20,9 @@ from nemo_axpo.types import Question, Rollout, RolloutStatus, ThinkingPrefix
 
 Result = TypeVar("Result")
 
+OnFinished = Callable[[str, Rollout | None], None]
+"""Gets the question id and the rewarded rollout, None for one that stayed lost."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,14 +50,12 @@ class Producer:
         *,
         num_rollouts: int,
         seed: int,
-        on_finished: Callable[[], None] | None = None,
-        on_group: Callable[[tuple[Rollout, ...]], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> tuple[Rollout, ...]:
         """N rollouts per question, ``<question>/0`` to ``<question>/<N-1>``; fewer where some stayed lost.
 
-        ``seed``: of the run and step. ``on_finished`` is called after every rollout, finished or lost; ``on_group`` when
-        a question's rollouts are complete, with those that were not lost. ValueError for a question id that occurs
-        twice: groups are formed by it.
+        ``seed``: of the run and step. ``on_finished`` is called after every rollout. ValueError for a question id that
+        occurs twice: groups are formed by it.
         """
         _check_unique(questions)
 
@@ -62,10 +63,7 @@ class Producer:
             prompt = self._agent.renderer.prompt(question)
             ids = [f"{question.question_id}/{n}" for n in range(num_rollouts)]
             jobs = [RolloutJob(id, question, prompt, prompt, seed, n) for n, id in enumerate(ids)]
-            rollouts = await self._run_all(jobs, on_finished=on_finished)
-            if on_group:
-                on_group(rollouts)
-            return rollouts
+            return await self._run_all(jobs, on_finished=on_finished)
 
         groups = await _gather([run_group(question) for question in questions])
         rollouts = tuple(rollout for group in groups for rollout in group)
@@ -98,14 +96,14 @@ class Producer:
         )
 
     async def _run_all(
-        self, jobs: Sequence[RolloutJob], *, on_finished: Callable[[], None] | None = None
+        self, jobs: Sequence[RolloutJob], *, on_finished: OnFinished | None = None
     ) -> tuple[Rollout, ...]:
         """The rollouts that were not lost, in the order of ``jobs``."""
 
         async def run(job: RolloutJob) -> Rollout | None:
             rollout = await self._run(job)
             if on_finished:
-                on_finished()
+                on_finished(job.question.question_id, rollout)
             return rollout
 
         rollouts = await _gather([run(job) for job in jobs])

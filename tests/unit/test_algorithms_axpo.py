@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -283,24 +284,48 @@ def test_a_first_choice_is_certain_once_the_open_questions_cannot_use_up_the_bud
     finished = [tool("a", 0, 0.2), tool("a", 1, 0.4), direct("a", 2), tool("b", 0, 0.3)]
 
     def certain(num_open):
-        return [source.rollout_id for source in algorithm.certain_plan(finished, num_open=num_open).sources]
+        plan = algorithm.certain_plan(finished, num_running={}, num_unknown=num_open)
+        assert plan == algorithm.certain_plan(finished, num_running={f"open{q}": 8 for q in range(num_open)})
+        return [source.rollout_id for source in plan.sources]
 
     assert certain(6) == certain(4) == []  # four first choices may all be less confident than a/0
     assert certain(3) == ["a/0"]  # at worst it is the fourth
     assert certain(2) == ["a/0", "b/0"]
     assert certain(1) == ["a/0", "b/0"]  # the open question may have two choices before a/1: 2 + 2 = 4
     assert certain(0) == ["a/0", "b/0", "a/1"]
-    assert algorithm.certain_plan(finished, num_open=0) == algorithm.plan(finished)
+    assert algorithm.certain_plan(finished, num_running={}) == algorithm.plan(finished)
+
+
+def test_an_open_question_competes_with_what_it_can_still_have():
+    """Quota 4, two questions complete, five unknown: a/0 has its place unless another question may overtake it too."""
+    algorithm = axpo(questions=8)
+    finished = [tool("a", 0, 0.2), tool("a", 1, 0.4), direct("a", 2), tool("b", 0, 0.3)]
+
+    def certain(*of_c, running, unknown=3):
+        plan = algorithm.certain_plan([*finished, *of_c], num_running={"c": running}, num_unknown=unknown)
+        return [source.rollout_id for source in plan.sources]
+
+    assert certain(running=8) == []
+    assert certain(tool("c", 0, 0.1), running=7) == []
+    assert certain(tool("c", 0, 0.1, reward=1), running=7) == ["a/0"]  # a right tool call: c is never triggered
+    assert certain(direct("c", 0), running=0) == ["a/0"]  # complete, and no tool was used
+    assert certain(tool("c", 0, 0.1), running=1, unknown=1) == ["a/0", "b/0"]  # a/1: 2 + (c: 2) + (unknown: 2) is 6
+    assert certain(direct("c", 0), running=1, unknown=0) == ["a/0", "b/0", "a/1"]  # c has at most one choice
 
 
 @given(steps(), st.randoms(use_true_random=False))
 def test_a_certain_source_is_in_the_plan_of_the_whole_step(step, rng: random.Random):
     algorithm, scores = step
     complete = {f"q{q}" for q in range(algorithm.num_questions) if rng.random() < 0.7}
-    finished = [score for score in scores if score.question_id in complete]
-    certain = algorithm.certain_plan(finished, num_open=algorithm.num_questions - len(complete))
+    finished = [score for score in scores if score.question_id in complete or rng.random() < 0.5]
+    late = Counter(score.question_id for score in scores) - Counter(score.question_id for score in finished)
+    is_known = rng.random() < 0.5  # of the questions that are open; else they are on other replicas
+    if not is_known:
+        finished = [score for score in finished if score.question_id not in late]
+    running, unknown = (late, 0) if is_known else ({}, len(late))
+    certain = algorithm.certain_plan(finished, num_running=running, num_unknown=unknown)
     assert set(certain.sources) <= set(algorithm.plan(scores).sources)
-    assert algorithm.certain_plan(scores, num_open=0) == algorithm.plan(scores)
+    assert algorithm.certain_plan(scores, num_running={}) == algorithm.plan(scores)
 
 
 # -------------------------------------------------------------------------------------------------------- proposition 1

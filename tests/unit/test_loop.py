@@ -57,11 +57,11 @@ class Producer:
     def __init__(self, log, mastered=()):
         self.log, self.mastered = log, mastered
 
-    async def run_rollouts(self, questions, *, num_rollouts, seed, on_group):
+    async def run_rollouts(self, questions, *, num_rollouts, seed, on_finished):
         self.log.append(("rollouts", [q.question_id for q in questions], num_rollouts, seed))
         groups = [tuple(self.one(q.question_id, n) for n in range(num_rollouts)) for q in questions]
-        for group in groups:
-            on_group(group)
+        for rollout in (rollout for group in groups for rollout in group):
+            on_finished(rollout.question_id, rollout)
         return tuple(rollout for group in groups for rollout in group)
 
     def one(self, question_id, n):
