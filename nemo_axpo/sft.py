@@ -12,7 +12,8 @@ from nemo_axpo import assembly
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.distributed.weight_sync import sync_weights
-from nemo_axpo.eval.evaluate import evaluate
+from nemo_axpo.engines.base import Engine
+from nemo_axpo.eval.evaluate import EvalResult, evaluate
 from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy, wait_for_all
 from nemo_axpo.losses.supervised_loss import SupervisedLoss
 from nemo_axpo.metrics_log import MetricsLog
@@ -93,8 +94,16 @@ class _WarmStart:
 
     async def _measure(self) -> dict[str, Any]:
         """Rates of the warm start in groups of N, as reinforcement learning will first see them."""
+        engine = assembly.build_engine(self._config, bench=self._bench) if self._replicas.is_leader else None
+        try:
+            result = await self._evaluate(engine)
+        finally:
+            if engine is not None:
+                await engine.close()
+        return result.metrics()
+
+    async def _evaluate(self, engine: Engine | None) -> EvalResult:
         config, replicas = self._config, self._replicas
-        engine = assembly.build_engine(config, bench=self._bench) if replicas.is_leader else None
         sync_weights(self._actor, engine)
         producer = engine and assembly.build_producer(
             config, bench=self._bench, engine=engine, temperature=config.rollout.temperature
@@ -102,7 +111,7 @@ class _WarmStart:
         stream = assembly.build_questions(config, stream="window", seed=config.seed, images=self._bench.images)
         questions = stream.take(0, config.eval.window_questions)
         self._progress.message(f"measuring the warm start on {len(questions)} questions")
-        result = await evaluate(
+        return await evaluate(
             producer,
             questions,
             num_rollouts=config.algorithm.num_rollouts,
@@ -110,9 +119,6 @@ class _WarmStart:
             k=min(4, config.algorithm.num_rollouts),
             replicas=replicas,
         )
-        if engine is not None:
-            await engine.close()
-        return result.metrics()
 
 
 def learning_rate(config: Config, index: int) -> float:
