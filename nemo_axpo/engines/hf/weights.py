@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig
 
-from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
+from nemo_axpo.engines.weight_checks import WeightChecks
+from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied
 
 TEXT_PREFIX = "model.language_model."
 VISION_PREFIX = "model.visual."
@@ -76,7 +77,7 @@ class WeightLoader:
     """Copies a stream of named tensors into the decoder and the vision tower; the tower is copied as it is."""
 
     def __init__(self, config: Qwen3VLConfig, *, decoder: DecoderWeights, tower: nn.Module) -> None:
-        self._shapes = _expected_shapes(config)
+        self._checks = WeightChecks(config)
         self._destinations = _text_destinations(config, decoder)
         for name, tensor in tower.state_dict().items():
             self._destinations[VISION_PREFIX + name] = Destination(tensor)
@@ -84,30 +85,9 @@ class WeightLoader:
     @torch.no_grad()
     def load(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         """ValueError names a tensor that is unknown, misshapen or missing; the weights are then half replaced."""
-        missing = set(self._shapes)
-        for name, tensor in named_tensors:
-            self._check(name, tensor)
+        for name, tensor in self._checks.checked(named_tensors):
             destination = self._destinations[name]
             destination.target.copy_(destination.rearrange(tensor.to(destination.target.device)))
-            missing.discard(name)
-        if missing:
-            raise ValueError(
-                f"every tensor of the model must be given: {len(missing)} are missing, first {sorted(missing)[:3]}; "
-                "give the complete checkpoint under its Hugging Face names"
-            )
-
-    def _check(self, name: str, tensor: Tensor) -> None:
-        if name not in self._destinations:
-            raise ValueError(
-                f"tensor {name!r} does not belong to this Qwen3-VL; names are Hugging Face's (model.language_model.…, "
-                "model.visual.…, lm_head.weight): check that the checkpoint and the config match"
-            )
-        expected = self._shapes.get(name, tuple(tensor.shape))
-        if tuple(tensor.shape) != expected:
-            raise ValueError(
-                f"tensor {name!r} must have shape {expected}, got {tuple(tensor.shape)}: the checkpoint and the config "
-                "describe different models"
-            )
 
 
 def interleave_heads(tensor: Tensor, *, head_dim: int) -> Tensor:
@@ -130,14 +110,6 @@ def _allocate_layer(text: object, empty: Callable[..., Tensor]) -> LayerWeights:
         gate_up=empty(2 * text.intermediate_size, hidden),
         down=empty(hidden, text.intermediate_size),
     )
-
-
-def _expected_shapes(config: Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the Hugging Face model; a tied output projection may be left out."""
-    shapes = parameter_shapes(config)
-    if is_tied(config):
-        shapes.pop(LM_HEAD, None)
-    return shapes
 
 
 def _text_destinations(config: Qwen3VLConfig, decoder: DecoderWeights) -> dict[str, Destination]:
