@@ -1,0 +1,149 @@
+"""Servers in processes of their own that are killed and frozen while they sample: no request is lost, none changes.
+
+The servers speak trtllm-serve's protocol and sample with the hf engine (``trtllm_protocol_server.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from engine_suite import TOLERANCE, run, text
+from local_fleet import FAST
+from picture_store import PictureStore
+from server_processes import ServerProcess
+from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
+from trtllm_fleet import make_fleet
+
+from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.fleet.reports import server_metrics
+from nemo_axpo.types import Completion
+
+SCRIPT = "trtllm_protocol_server.py"
+WEIGHTS = dict(tiny_model(tiny_config()).state_dict())
+SETTINGS = replace(FAST, health_every_s=0.2, max_retries=3)
+
+
+@pytest.fixture(scope="module")
+def store():
+    store = PictureStore()
+    for number, (height, width) in enumerate([(4, 4), (2, 6), (4, 8)]):
+        store.add(f"i{number}", height=height, width=width)
+    return store
+
+
+@pytest.fixture(scope="module")
+def requests(store):
+    """24 questions of 8 ragged rollouts, two thirds with a picture."""
+    rng = random.Random(0)
+    prompts = [
+        store.render(*text(rng, rng.randrange(1, 25)), *([f"i{q % 3}"] if q % 3 else []), *text(rng, 4))
+        for q in range(24)
+    ]
+    return [
+        replace(request(prompt, seed=8 * q + n, max_new_tokens=rng.randrange(20, 90)), request_id=f"q{q}/{n}/t0")
+        for q, prompt in enumerate(prompts)
+        for n in range(8)
+    ]
+
+
+@pytest.fixture
+def servers():
+    """Three of them; a test may do with them what it likes."""
+    processes = [ServerProcess(SCRIPT) for _ in range(3)]
+    try:
+        for process in processes:
+            assert process.port
+        yield processes
+    finally:
+        for process in processes:
+            process.__exit__()
+
+
+@pytest.fixture
+def fleet(servers, store, tmp_path):
+    fleet = make_fleet(
+        [server.url for server in servers], tiny_config(), store, directory=tmp_path, settings=SETTINGS,
+        stop_token_ids=(IM_END,), banned_token_ids=BANNED, max_model_len=160,
+    )  # fmt: skip
+    fleet.load_weights(WEIGHTS.items(), policy_version=1)
+    return fleet
+
+
+def assert_same(completions: list[Completion], expected: list[Completion]) -> None:
+    assert [c.token_ids for c in completions] == [c.token_ids for c in expected]
+    for one, other in zip(completions, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE)
+
+
+def run_with(fleet, requests, *, after: int, accident: Callable[[], None]) -> list[Completion]:
+    """All requests at once; the accident happens when ``after`` of them are done."""
+    num_done = 0
+
+    async def one(request) -> Completion:
+        nonlocal num_done
+        completion = await fleet.generate(request)
+        num_done += 1
+        if num_done == after:
+            accident()
+        return completion
+
+    async def all_of_them() -> list[Completion]:
+        return await asyncio.gather(*(one(request) for request in requests))
+
+    return asyncio.run(asyncio.wait_for(all_of_them(), timeout=120))
+
+
+def test_killed_frozen_and_restarted_servers_lose_nothing(fleet, servers, requests):
+    expected = run(fleet, *requests)
+    assert {c.finish_reason for c in expected} == {"stop", "length"}
+    metrics = server_metrics(fleet.take_server_reports())
+    assert (metrics["engine/requests"], metrics["engine/retries"]) == (len(requests), 0)
+    assert metrics["engine/load_imbalance"] < 1.2
+
+    assert_same(run_with(fleet, requests, after=40, accident=servers[1].kill), expected)
+    metrics = server_metrics(fleet.take_server_reports())
+    assert (metrics["engine/servers_up"], metrics["engine/taken_out"], metrics["engine/lost"]) == (2, 1, 0)
+    assert metrics["engine/retries"] > 0
+    assert metrics["engine/requests"] == len(requests) + metrics["engine/retries"]
+
+    # connections stay open and nothing comes: its health tells
+    assert_same(run_with(fleet, requests, after=40, accident=servers[2].freeze), expected)
+    metrics = server_metrics(fleet.take_server_reports())
+    assert (metrics["engine/servers_up"], metrics["engine/lost"]) == (1, 0)
+
+    # the first comes back with its first weights, the second as it was: both wait for the push
+    servers[2].thaw()
+    with ServerProcess(SCRIPT, port=servers[1].port) as restarted:
+        assert restarted.port == servers[1].port
+        assert_same(run(fleet, *requests), expected)
+        assert server_metrics(fleet.take_server_reports())["engine/servers_up"] == 1
+        fleet.load_weights(WEIGHTS.items(), policy_version=2)
+        assert_same(run(fleet, *requests), expected)
+        metrics = server_metrics(fleet.take_server_reports())
+        assert (metrics["engine/servers_up"], metrics["engine/retries"]) == (3, 0)
+        assert metrics["engine/load_imbalance"] < 1.2
+
+
+def test_a_server_that_dies_during_a_push_is_left_out(fleet, servers, requests):
+    def dying_stream():
+        for number, item in enumerate(WEIGHTS.items()):
+            if number == 20:
+                servers[0].kill()
+            yield item
+
+    fleet.load_weights(dying_stream(), policy_version=2)
+    assert {c.policy_version for c in run(fleet, *requests[:40])} == {2}
+    assert server_metrics(fleet.take_server_reports())["engine/servers_up"] == 2
+
+
+def test_when_all_are_dead_the_error_names_them(fleet, servers, requests):
+    for server in servers:
+        server.kill()
+    with pytest.raises(EngineError, match="(?s)no generation server is left.*cannot be reached|failed on"):
+        run_with(fleet, requests[:4], after=-1, accident=lambda: None)
+    with pytest.raises(EngineError, match="(?s)no generation server answers"):
+        fleet.load_weights(WEIGHTS.items(), policy_version=3)

@@ -1,0 +1,99 @@
+"""The trtllm engine against a local server that speaks trtllm-serve's protocol and samples with the hf engine.
+
+It is not TensorRT-LLM: see ``trtllm_protocol_server.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from engine_suite import EngineContract, run
+from picture_store import PictureStore
+from server_processes import ServerProcess
+from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
+from trtllm_fleet import make_client, make_fleet
+
+from nemo_axpo.engines.base import EngineError
+from nemo_axpo.errors import ConfigError
+
+SCRIPT = "trtllm_protocol_server.py"
+IDS = {"stop_token_ids": (IM_END,), "banned_token_ids": BANNED}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with ServerProcess(SCRIPT) as server:
+        yield server
+
+
+@pytest.fixture
+def pictures():
+    store = PictureStore()
+    for number, (height, width) in enumerate([(4, 4), (2, 6), (6, 2), (4, 8), (2, 2)]):
+        store.add(f"i{number}", height=height, width=width)
+    return store
+
+
+class TestTrtllmEngine(EngineContract):
+    @pytest.fixture
+    def store(self, pictures):
+        return pictures
+
+    @pytest.fixture
+    def make_engine(self, server, tmp_path):
+        return lambda config, store, **options: make_fleet([server.url], config, store, directory=tmp_path, **options)
+
+
+class TestCheck:
+    def test_a_complete_server_passes(self, server, pictures):
+        make_client(server.url, tiny_config(), pictures, **IDS).check()
+
+    @pytest.mark.parametrize(
+        "dialect,message",
+        [
+            ("no_prompt_ids", r"(?s)returns? what it sampled as ids.*no prompt token ids.*cannot be used for training"),
+            (
+                "no_token_ids",
+                r"(?s)a choice must hold token_ids and their logprobs; got \['finish_reason'.*cannot be used",
+            ),
+            ("retokenises", r"(?s)must sample from exactly the prompt.*tokenised the prompt anew.*cannot be used"),
+            ("half_size_images", r"(?s)got 1 placeholders for image 0, our image processor makes 4.*cannot be used"),
+        ],
+    )
+    def test_a_version_that_cannot_be_used_says_why(self, pictures, dialect, message):
+        with ServerProcess(SCRIPT, "--dialect", dialect) as server, pytest.raises(ConfigError, match=message) as raised:
+            make_client(server.url, tiny_config(), pictures, **IDS).check()
+        assert "local protocol server" in str(raised.value)
+
+    def test_an_unreachable_server(self, pictures):
+        with pytest.raises(ConfigError, match="(?s)engine.servers must name running.*127.0.0.1:9.*check host and port"):
+            make_client("http://127.0.0.1:9", tiny_config(), pictures, **IDS).check()
+
+    def test_another_model(self, server, pictures):
+        with pytest.raises(ConfigError, match=r"must serve the model.*\['tiny-qwen3-vl'\].*'Qwen3-VL-8B'"):
+            make_client(server.url, tiny_config(), pictures, model="Qwen3-VL-8B", **IDS).check()
+
+
+class TestControl:
+    def test_control_calls_are_signed(self, pictures):
+        one = request(pictures.render(1, 2))
+        with ServerProcess(SCRIPT, "--control-key", "secret") as server:
+            client = make_client(server.url, tiny_config(), pictures, control_key="secret", **IDS)
+            client.release_memory()
+            with pytest.raises(EngineError, match="memory is released"):
+                asyncio.run(client.generate(one, timeout_s=10))
+            client.resume_memory()
+            asyncio.run(client.generate(one, timeout_s=10))
+            for key in (None, "wrong"):
+                other = make_client(server.url, tiny_config(), pictures, control_key=key, **IDS)
+                with pytest.raises(EngineError, match="401.*authentication"):
+                    other.release_memory()
+
+    def test_a_server_that_refuses_a_push_is_named(self, pictures, tmp_path):
+        with ServerProcess(SCRIPT, "--control-key", "secret") as server:
+            fleet = make_fleet([server.url], tiny_config(), pictures, directory=tmp_path, max_model_len=160, **IDS)
+            with pytest.raises(EngineError, match="(?s)no generation server took the weights.*401"):
+                fleet.load_weights(tiny_model(tiny_config()).state_dict().items(), policy_version=1)
+            with pytest.raises(EngineError, match="load_weights"):
+                run(fleet, request(pictures.render(1)))
