@@ -19,6 +19,10 @@ class CanaryError(ValueError):
     """Engine and trainer do not see or sample the same: a run would train on something else than it measures."""
 
 
+class WeightTransferError(RuntimeError):
+    """Weights that did not arrive whole; the message says what is missing and the cure."""
+
+
 class MissingExtraError(ImportError):
     """An optional package that is not installed; the message holds its install line."""
 
