@@ -25,6 +25,7 @@ setup(
         "transformers>=4.57,<6",
         "megatron-core==0.16.1",
         "nemo-aligner==0.7.0",
+        "httpx2>=2,<3",
         "hydra-core>=1.3,<1.4",
         "omegaconf>=2.3,<2.4",
         "pydantic>=2.7,<3",

@@ -6,6 +6,7 @@ Every part is built from what it needs, so that a student can build one alone in
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from nemo_axpo.data.row_cost import RowCostModel, row_cost_model
 from nemo_axpo.data.vocabulary import banned_token_ids, load_tokenizer
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.engines.base import Engine
+from nemo_axpo.engines.fleet.build import ServerOptions
+from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
@@ -44,6 +47,9 @@ if TYPE_CHECKING:
     from nemo_axpo.actors.megatron_setup import ParallelLayout
     from nemo_axpo.actors.optimizer import AdamSettings
 
+CONTROL_KEY_VARIABLE = "NEMO_AXPO_SERVER_CONTROL_KEY"
+"""Environment variable of the secret that signs control calls to generation servers; secrets are no part of a config."""
+_ONE_PROCESS = OneProcess()
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -93,8 +99,8 @@ def build_questions(config: Config, *, stream: str, seed: int, images: ImageStor
     return QuestionStream(stream, seed=seed, style=style, image_store=images)
 
 
-def build_engine(config: Config, *, bench: Workbench) -> Engine:
-    """The generation engine, without weights yet."""
+def build_engine(config: Config, *, bench: Workbench, replicas: Replicas = _ONE_PROCESS) -> Engine:
+    """The generation engine of this replica, without weights yet; its servers, where it has some, are checked."""
     return create_engine(
         config.engine.name,
         hf_config=bench.hf_config,
@@ -105,6 +111,24 @@ def build_engine(config: Config, *, bench: Workbench) -> Engine:
         max_model_len=config.engine.max_model_len,
         device=config.device,
         dtype=DTYPES[config.engine.dtype],
+        servers=server_options(config, replicas=replicas),
+    )
+
+
+def server_options(config: Config, *, replicas: Replicas) -> ServerOptions:
+    """The generation servers of this replica: every ``count``-th from its index on."""
+    engine = config.engine
+    settings = FleetSettings(
+        request_timeout_s=engine.request_timeout_s,
+        max_retries=engine.max_retries,
+        health_every_s=engine.health_every_s,
+        max_outage_s=engine.max_outage_s,
+    )
+    return ServerOptions(
+        engine.servers[replicas.index :: replicas.count],
+        served_model=engine.served_model,
+        settings=settings,
+        control_key=os.environ.get(CONTROL_KEY_VARIABLE),
     )
 
 

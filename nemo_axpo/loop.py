@@ -29,6 +29,7 @@ from nemo_axpo.data.minibatches import PlannedMinibatch, RowInfo, plan_minibatch
 from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.data.samples import build_samples
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
+from nemo_axpo.distributed.server_health import take_server_metrics
 from nemo_axpo.distributed.weight_sync import sync_weights
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.rollouts.eager import EagerResampling
@@ -160,7 +161,8 @@ class TrainingLoop:
         self.sync()
         clock.lap("sync_s")
         sent = {f"sent/{name}_bytes": float(count) for name, count in self._replicas.take_num_bytes().items() if count}
-        metrics = {**experience_metrics(experience), **update, **sent, **clock.times()}
+        servers = take_server_metrics(self._engine, replicas=self._replicas)
+        metrics = {**experience_metrics(experience), **update, **servers, **sent, **clock.times()}
         return Step(index, experience, credits, samples, metrics)
 
     async def explore(self, index: int) -> Experience:

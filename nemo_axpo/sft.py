@@ -72,9 +72,7 @@ class _WarmStart:
         """The tiny model with random weights, written by one rank and read by all."""
         path = self._run.path / "random_weights"
         if self._replicas.is_main:
-            save_tiny_checkpoint(
-                path, tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=self._config.seed
-            )
+            save_tiny_checkpoint(path, tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=self._config.seed)
         wait_for_all(self._replicas)
         return path
 
@@ -94,7 +92,9 @@ class _WarmStart:
 
     async def _measure(self) -> dict[str, Any]:
         """Rates of the warm start in groups of N, as reinforcement learning will first see them."""
-        engine = assembly.build_engine(self._config, bench=self._bench) if self._replicas.is_leader else None
+        engine = None
+        if self._replicas.is_leader:
+            engine = assembly.build_engine(self._config, bench=self._bench, replicas=self._replicas)
         try:
             result = await self._evaluate(engine)
         finally:

@@ -59,7 +59,7 @@ class Trainer:
             keep_reference=loss.needs_reference,
             seed=config.seed,
         )
-        self._engine = assembly.build_engine(config, bench=bench) if replicas.is_leader else None
+        self._engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
         self._loop = TrainingLoop(
             algorithm=assembly.build_algorithm(config),
             loss=loss,

@@ -32,7 +32,7 @@ async def _measure(config: Config, *, replicas) -> tuple[Check, ...]:
     actor = assembly.build_actor(
         config, bench=bench, optimizer=assembly.policy_optimizer(config), keep_reference=False, seed=config.seed
     )
-    engine = assembly.build_engine(config, bench=bench) if replicas.is_leader else None
+    engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
     try:
         sync_weights(actor, engine)
         return await run_canaries(config, bench=bench, actor=actor, engine=engine, replicas=replicas)
@@ -48,6 +48,10 @@ def _table(checks: tuple[Check, ...]) -> Table:
     for check in checks:
         sign = "≤" if check.name.startswith("parity") else ">"
         table.add_row(
-            check.name, str(check.replica), f"{check.value:.1e}", f"{sign} {check.limit:g}", "ok" if check.passed else "FAILED"
+            check.name,
+            str(check.replica),
+            f"{check.value:.1e}",
+            f"{sign} {check.limit:g}",
+            "ok" if check.passed else "FAILED",
         )
     return table

@@ -10,18 +10,24 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config.schema import Config
+from nemo_axpo.engines.names import SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
 
 
 def check_config(config: Config, *, world_size: int = 1) -> None:
     """ConfigError that lists every problem of ``config`` on a job of ``world_size`` ranks."""
-    problems = [*config_problems(config, world_size=world_size), *_device_problems(config)]
+    problems = [
+        *config_problems(config, world_size=world_size),
+        *_server_problems(config, world_size=world_size),
+        *_device_problems(config),
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -112,6 +118,41 @@ def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
             got=f"{world_size} ranks, {config.actor.tensor_parallel} x {config.actor.pipeline_parallel}",
             cure=f"start {parallel} ranks (torchrun --nproc-per-node {parallel} -m nemo_axpo.cli train ...) or lower them",
         )
+
+
+def _server_problems(config: Config, *, world_size: int) -> Iterator[str]:
+    """Servers that an engine lacks, or has no use for; whether they answer is asked when the engine is built."""
+    engine = config.engine
+    if engine.name not in SERVER_ENGINES:
+        if engine.servers:
+            rule = f"engine.servers is for the engines {', '.join(SERVER_ENGINES)}"
+            cure = "remove it, or choose one of them"
+            yield rule_message(rule, got=f"engine.name={engine.name}", cure=cure)
+        return
+    num_replicas = max(1, world_size // (config.actor.tensor_parallel * config.actor.pipeline_parallel))
+    if len(engine.servers) < num_replicas:
+        rule = f"engine.name={engine.name} needs at least one server per data-parallel replica"
+        cure = "start servers and list them: engine.servers=[http://host:8000,...]"
+        yield rule_message(rule, got=f"{len(engine.servers)} in engine.servers for {num_replicas}", cure=cure)
+    wrong = [url for url in engine.servers if not _is_server_url(url)]
+    if wrong:
+        rule = "engine.servers must be URLs of the form http://host:port"
+        yield rule_message(rule, got=wrong, cure="name protocol, host and port, and no path")
+    if len(set(map(_plain_url, engine.servers))) < len(engine.servers):
+        rule = "engine.servers must name every server once"
+        yield rule_message(rule, got=list(engine.servers), cure="remove the repeated ones")
+
+
+def _is_server_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.port) and parts.path in ("", "/")
+    except ValueError:
+        return False
+
+
+def _plain_url(url: str) -> str:
+    return url.rstrip("/").lower()
 
 
 def _unsupported(config: Config) -> Iterator[str]:

@@ -175,12 +175,25 @@ class ActorConfig(Section):
 class EngineConfig(Section):
     """The generation engine of the rollouts."""
 
-    name: Literal["hf"] = "hf"
+    name: Literal["hf", "trtllm"] = "hf"
     max_num_seqs: Count = 128
-    """Requests decoded at the same time; more wait."""
+    """Requests decoded at the same time; more wait. Servers have a limit of their own."""
     max_model_len: Count = 20_480
     """Longest row in tokens, images included, the engine can hold."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What it computes in; of servers, what they were started with."""
+    servers: tuple[str, ...] = ()
+    """URLs of running generation servers, dealt to the replicas in turn: server i to replica i modulo their number."""
+    served_model: str | None = None
+    """Name under which the servers must serve the policy; null: any."""
+    request_timeout_s: Positive = 300.0
+    """Of one attempt on one server, waiting in its queue included."""
+    max_retries: Annotated[int, Field(ge=0)] = 2
+    """Further attempts of a request that failed, on another server where there is one."""
+    health_every_s: Positive = 5.0
+    """Pause between two looks at every server while requests are on their way."""
+    max_outage_s: NonNegative = 60.0
+    """How long a request waits for a server to come back when all are down."""
 
 
 class RolloutConfig(Section):

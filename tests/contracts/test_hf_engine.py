@@ -209,13 +209,13 @@ class TestRegistry:
         with pytest.raises(EngineError, match="load_weights"):
             asyncio.run(engine.generate(_any_request()))
 
-    @pytest.mark.parametrize("name", ["vllm", "trtllm"])
+    @pytest.mark.parametrize("name", ["vllm"])
     def test_engines_to_come(self, name):
         with pytest.raises(ValueError, match=rf"not available yet.*pip install 'nemo_axpo\[{name}\]'"):
             create_engine(name, **self.options())
 
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match="one of hf, vllm, trtllm; got 'sglang'"):
+        with pytest.raises(ValueError, match="one of hf, trtllm, vllm; got 'sglang'"):
             create_engine("sglang", **self.options())
 
     @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ import asyncio
 
 import pytest
 from engine_suite import EngineContract, run
-from picture_store import PictureStore
+from picture_store import PictureStore, tiny_processor
 from server_processes import ServerProcess
 from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
 from trtllm_fleet import make_client, make_fleet
 
+from nemo_axpo.data.images import ImageStore
 from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.fleet.build import ServerOptions, check_servers
+from nemo_axpo.engines.trtllm.build import make_clients
 from nemo_axpo.errors import ConfigError
 
 SCRIPT = "trtllm_protocol_server.py"
@@ -73,6 +76,28 @@ class TestCheck:
     def test_another_model(self, server, pictures):
         with pytest.raises(ConfigError, match=r"must serve the model.*\['tiny-qwen3-vl'\].*'Qwen3-VL-8B'"):
             make_client(server.url, tiny_config(), pictures, model="Qwen3-VL-8B", **IDS).check()
+
+
+class TestBuild:
+    """What a config builds, but for CUDA's handles."""
+
+    def clients(self, *urls: str):
+        options = ServerOptions(urls)
+        return make_clients(tiny_config(), image_store=ImageStore(tiny_processor()), servers=options, **IDS)
+
+    def test_the_probes_of_a_start_pass_on_a_complete_server(self, server):
+        check_servers(self.clients(server.url))
+
+    def test_every_server_that_cannot_be_used_is_named(self, server):
+        with pytest.raises(ConfigError) as raised:
+            check_servers(self.clients("http://127.0.0.1:9", server.url, "http://127.0.0.1:7"))
+        problems = str(raised.value).splitlines()
+        assert len(problems) == 2 and "127.0.0.1:9" in problems[0] and "127.0.0.1:7" in problems[1]
+
+    @pytest.mark.parametrize("dialect", ["retokenises", "half_size_images", "no_token_ids"])
+    def test_the_probes_of_a_start_find_what_is_wrong(self, dialect):
+        with ServerProcess(SCRIPT, "--dialect", dialect) as server, pytest.raises(ConfigError, match="cannot be used"):
+            check_servers(self.clients(server.url))
 
 
 class TestControl:

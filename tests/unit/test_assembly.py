@@ -14,6 +14,7 @@ from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
 from nemo_axpo.distributed.replicas import OneProcess
 from nemo_axpo.engines.registry import create_engine
+from nemo_axpo.errors import ConfigError
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.loading import read_checkpoint
 from nemo_axpo.types import GenerationRequest, RolloutStatus, SamplingParams, TrainingSample
@@ -107,7 +108,7 @@ def test_the_engine_keeps_the_configs_limits(build):
     ("name", "expected"),
     [
         ("vllm", r"engine 'vllm' is not available yet.*pip install 'nemo_axpo\[vllm\]'; use engine 'hf'"),
-        ("sglang", "engine must be one of hf, vllm, trtllm; got 'sglang'"),
+        ("sglang", "engine must be one of hf, trtllm, vllm; got 'sglang'"),
     ],
 )
 def test_an_engine_that_does_not_exist(name, expected):
@@ -116,6 +117,28 @@ def test_an_engine_that_does_not_exist(name, expected):
             name, hf_config=None, image_store=None, stop_token_ids=(), banned_token_ids=(), max_num_seqs=1,
             max_model_len=2,
         )  # fmt: skip
+
+
+def test_servers_are_dealt_to_the_replicas_in_turn(build, monkeypatch):
+    urls = [f"http://host:{port}" for port in range(8000, 8005)]
+    config, _ = build(
+        "engine.name=trtllm", f"engine.servers=[{','.join(urls)}]", "engine.max_retries=7", "engine.served_model=policy"
+    )
+    monkeypatch.setenv("NEMO_AXPO_SERVER_CONTROL_KEY", "secret")
+    first, second = (
+        assembly.server_options(config, replicas=OneProcess(index=index, count=2, is_leader=True, is_main=False))
+        for index in range(2)
+    )
+    assert (first.urls, second.urls) == (tuple(urls[::2]), tuple(urls[1::2]))
+    assert (first.settings.max_retries, first.served_model, first.control_key) == (7, "policy", "secret")
+    assert "secret" not in repr(first)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_trtllm_needs_a_gpu_to_hand_weights_over(build):
+    config, bench = build("engine.name=trtllm", "engine.servers=[http://127.0.0.1:9]")
+    with pytest.raises(ConfigError, match="hands weights over in GPU memory.*no visible GPU.*engine.name=vllm_server"):
+        assembly.build_engine(config, bench=bench)
 
 
 def test_rollouts_keep_the_configs_limits_and_policy_version(build):

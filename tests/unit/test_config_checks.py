@@ -67,6 +67,28 @@ def test_a_layout_that_fits_the_job_passes():
     check_config(load_config(["actor.tensor_parallel=2", "actor.pipeline_parallel=2"]), world_size=8)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "expected"),
+    [
+        (["engine=trtllm"], 1, "needs at least one server per data-parallel replica; got 0 in engine.servers for 1: start"),
+        (["engine=trtllm", "engine.servers=[http://a:1]"], 2, "got 1 in engine.servers for 2"),
+        (["engine.servers=[http://a:1]"], 1, "engine.servers is for the engines"),
+        (["engine=trtllm", "engine.servers=[a:8000]"], 1, "form http://host:port; got ['a:8000']: name protocol"),
+        (["engine=trtllm", "engine.servers=['http://a:1/v1']"], 1, "got ['http://a:1/v1']: name protocol, host and port"),
+        (["engine=trtllm", "engine.servers=['http://a:x']"], 1, "got ['http://a:x']"),
+        (["engine=trtllm", "engine.servers=['http://a:1','http://A:1/']"], 1, "must name every server once"),
+    ],
+)
+def test_servers(overrides, world_size, expected):
+    (problem,) = problems_of(*overrides, world_size=world_size)
+    assert expected in problem
+
+
+def test_servers_for_every_replica_pass():
+    urls = "engine.servers=['http://a:8000','https://b.example:8000/']"
+    check_config(load_config(["engine=trtllm", urls, "actor.tensor_parallel=2"]), world_size=4)
+
+
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(checks, "_has_cuda", lambda: False)
     (problem,) = problems_of("device=cuda")

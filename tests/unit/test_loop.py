@@ -10,6 +10,7 @@ import pytest
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
 from nemo_axpo.data.row_cost import RowCostModel
+from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.loop import LoopSettings, TrainingLoop, experience_metrics, minibatch_metrics
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.types import Completion, Message, Question, RenderedTokens, Rollout, RolloutStatus, ToolCall, Turn
@@ -167,6 +168,15 @@ def test_the_engine_gets_the_weights_after_the_last_optimizer_step():
     loop, actor, log = make_loop(num_minibatches=4)
     run_step(loop)
     assert actor.policy_version == 11 and log[-1] == ("sync", [("weights of", 11)], 11)
+
+
+def test_the_health_of_servers_is_measured_where_an_engine_has_some():
+    loop, _, _ = make_loop()
+    assert not any(name.startswith("engine/servers") for name in run_step(loop).metrics)
+    reports = [ServerReport("http://a:1", True, num_requests=3), ServerReport("http://b:1", False, num_failures=1)]
+    loop._engine.take_server_reports = lambda: tuple(reports)
+    metrics = run_step(loop).metrics
+    assert (metrics["engine/servers"], metrics["engine/servers_up"], metrics["engine/retries"]) == (2, 1, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ explore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class ServerReport:
     num_taken_out: int = 0
     num_readmitted: int = 0
     max_in_flight: int = 0
+
+
+@runtime_checkable
+class HasServers(Protocol):
+    """An engine that samples on servers."""
+
+    def take_server_reports(self) -> tuple[ServerReport, ...]:
+        """What happened on every server since the last call."""
 
 
 def server_metrics(reports: Sequence[ServerReport]) -> dict[str, float]:
