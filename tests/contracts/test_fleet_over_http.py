@@ -15,6 +15,7 @@ from engine_suite import TOLERANCE, run, text
 from local_fleet import FAST
 from picture_store import PictureStore
 from server_processes import ServerProcess
+from shared_tensors import shared_file_device
 from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
 from trtllm_fleet import make_fleet
 
@@ -66,7 +67,7 @@ def servers():
 @pytest.fixture
 def fleet(servers, store, tmp_path):
     fleet = make_fleet(
-        [server.url for server in servers], tiny_config(), store, directory=tmp_path, settings=SETTINGS,
+        [server.url for server in servers], tiny_config(), store, devices=[shared_file_device(tmp_path)], settings=SETTINGS,
         stop_token_ids=(IM_END,), banned_token_ids=BANNED, max_model_len=160,
     )  # fmt: skip
     fleet.load_weights(WEIGHTS.items(), policy_version=1)

@@ -10,7 +10,9 @@ import asyncio
 import pytest
 from engine_suite import EngineContract, run
 from picture_store import PictureStore, tiny_processor
+from served_checkpoint import served_config, write_checkpoint
 from server_processes import ServerProcess
+from shared_tensors import shared_file_device
 from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
 from trtllm_fleet import make_client, make_fleet
 
@@ -45,7 +47,9 @@ class TestTrtllmEngine(EngineContract):
 
     @pytest.fixture
     def make_engine(self, server, tmp_path):
-        return lambda config, store, **options: make_fleet([server.url], config, store, directory=tmp_path, **options)
+        return lambda config, store, **options: make_fleet(
+            [server.url], config, store, devices=[shared_file_device(tmp_path)], **options
+        )
 
 
 class TestCheck:
@@ -100,6 +104,20 @@ class TestBuild:
             check_servers(self.clients(server.url))
 
 
+class TestServedCheckpoint:
+    """What ``launcher_scripts/test_trtllm.sh --write`` gives to a server."""
+
+    def test_it_is_served(self, pictures, tmp_path):
+        config = served_config()
+        path = write_checkpoint(tmp_path / "checkpoint")
+        with ServerProcess(SCRIPT, "--checkpoint", str(path)) as server:
+            devices = [shared_file_device(tmp_path)]
+            fleet = make_fleet([server.url], config, pictures, devices=devices, max_model_len=160, **IDS)
+            model = tiny_model(config)
+            fleet.load_weights(model.state_dict().items(), policy_version=1)
+            EngineContract().test_image_in_a_later_turn(fleet, model, pictures)
+
+
 class TestControl:
     def test_control_calls_are_signed(self, pictures):
         one = request(pictures.render(1, 2))
@@ -117,7 +135,9 @@ class TestControl:
 
     def test_a_server_that_refuses_a_push_is_named(self, pictures, tmp_path):
         with ServerProcess(SCRIPT, "--control-key", "secret") as server:
-            fleet = make_fleet([server.url], tiny_config(), pictures, directory=tmp_path, max_model_len=160, **IDS)
+            fleet = make_fleet(
+                [server.url], tiny_config(), pictures, devices=[shared_file_device(tmp_path)], max_model_len=160, **IDS
+            )
             with pytest.raises(EngineError, match="(?s)no generation server took the weights.*401"):
                 fleet.load_weights(tiny_model(tiny_config()).state_dict().items(), policy_version=1)
             with pytest.raises(EngineError, match="load_weights"):

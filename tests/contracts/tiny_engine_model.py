@@ -16,16 +16,22 @@ BANNED = (IMAGE, VIDEO, VISION_START, VISION_END, *PADDED_IDS)
 MERGE, PATCH, PATCH_VALUES = 2, 4, 3 * 2 * 4 * 4
 
 
-def tiny_config(*, tied: bool = False, hidden: int = 64, attention_bias: bool = False) -> Qwen3VLConfig:
-    """Vision tower with one DeepStack level, text decoder with grouped query heads and interleaved M-RoPE."""
+def tiny_config(
+    *, tied: bool = False, hidden: int = 64, attention_bias: bool = False, head_dim: int = 16
+) -> Qwen3VLConfig:
+    """Vision tower with one DeepStack level, text decoder with grouped query heads and interleaved M-RoPE.
+
+    ``head_dim``: of decoder and vision tower, a multiple of 16; attention kernels of GPUs want 64 and more.
+    """
+    sections = [section * head_dim // 16 for section in (4, 2, 2)]
     text = {
         "vocab_size": VOCAB_SIZE, "hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 2048,
-        "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim, "max_position_embeddings": 2048,
+        "rope_scaling": {"rope_type": "default", "mrope_section": sections, "mrope_interleaved": True},
         "rope_theta": 10000.0, "attention_bias": attention_bias, "tie_word_embeddings": tied,
     }  # fmt: skip
     vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": PATCH,
+        "depth": 2, "hidden_size": 2 * head_dim, "intermediate_size": 64, "num_heads": 2, "patch_size": PATCH,
         "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3, "out_hidden_size": hidden,
         "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
     }  # fmt: skip

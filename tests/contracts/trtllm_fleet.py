@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from local_fleet import FAST
-from shared_tensors import shared_file_device
 from tiny_engine_model import VISION_END, request
 
 from nemo_axpo.engines.data_urls import DataUrls
@@ -29,10 +28,10 @@ def make_client(url: str, config, store, *, stop_token_ids, banned_token_ids, **
 
 
 def make_fleet(
-    urls: Sequence[str], config, store, *, directory, stop_token_ids, banned_token_ids, max_model_len: int,
+    urls: Sequence[str], config, store, *, devices, stop_token_ids, banned_token_ids, max_model_len: int,
     settings: FleetSettings = FAST, **_: object,
 ) -> FleetEngine:  # fmt: skip
-    """``directory``: where weights are shared."""
+    """``devices``: through which weights are shared."""
     clients = [
         make_client(
             url, config, store, stop_token_ids=stop_token_ids, banned_token_ids=banned_token_ids, control_timeout_s=5
@@ -41,7 +40,7 @@ def make_fleet(
     ]
     return FleetEngine(
         clients,
-        pusher=HandlePusher([shared_file_device(directory)], bucket_bytes=BUCKET_BYTES),
+        pusher=HandlePusher(devices, bucket_bytes=BUCKET_BYTES),
         request_checks=RequestChecks(config, image_store=store, max_model_len=max_model_len),
         weight_checks=WeightChecks(config),
         probe_token_id=VISION_END - 10,

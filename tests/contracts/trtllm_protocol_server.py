@@ -34,8 +34,9 @@ from PIL import Image
 from shared_tensors import LOCAL_UUID
 from tiny_engine_model import IMAGE, tiny_config, tiny_model
 
-from nemo_axpo.data.images import ImageStore
+from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.engines.hf.engine import HfEngine
+from nemo_axpo.models.qwen3_vl.loading import load_hf_config, read_checkpoint
 from nemo_axpo.types import Completion, GenerationRequest, RenderedTokens, SamplingParams
 
 DIALECTS = ("complete", "no_prompt_ids", "no_token_ids", "retokenises", "half_size_images")
@@ -61,11 +62,14 @@ class Refused(Exception):
 class Sampler:
     """hf engines by their stop and banned ids, all with the weights that were pushed last; an event loop of its own."""
 
-    def __init__(self, *, max_num_seqs: int, max_model_len: int) -> None:
-        self._config = tiny_config()
-        self.images = ImageStore(tiny_processor())
+    def __init__(self, checkpoint: str | None, *, max_num_seqs: int, max_model_len: int) -> None:
+        """``checkpoint``: directory; None: the contract's tiny model."""
+        self._config = load_hf_config(checkpoint) if checkpoint else tiny_config()
+        self.images = ImageStore(load_image_processor(checkpoint) if checkpoint else tiny_processor())
         self._limits = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len}
-        self._weights = dict(tiny_model(self._config, seed=7).state_dict())
+        self._weights = dict(
+            read_checkpoint(checkpoint) if checkpoint else tiny_model(self._config, seed=7).state_dict()
+        )
         self._staged: dict[str, torch.Tensor] = {}
         self._engines: dict[tuple, HfEngine] = {}
         self._is_asleep = False
@@ -267,13 +271,16 @@ class Server(ThreadingHTTPServer):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--checkpoint")
     parser.add_argument("--dialect", choices=DIALECTS, default="complete")
     parser.add_argument("--control-key")
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--max-model-len", type=int, default=160)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    Handler.sampler = Sampler(max_num_seqs=arguments.max_num_seqs, max_model_len=arguments.max_model_len)
+    Handler.sampler = Sampler(
+        arguments.checkpoint, max_num_seqs=arguments.max_num_seqs, max_model_len=arguments.max_model_len
+    )
     Handler.dialect, Handler.control_key = arguments.dialect, arguments.control_key
     server = Server(("127.0.0.1", arguments.port), Handler)
     print(server.server_address[1], flush=True)

@@ -28,6 +28,8 @@ def test_help(path):
         ("quickstart.sh", ["--seed"], "--seed needs a value"),
         ("quickstart.sh", ["--device", "tpu"], "--device must be cpu or cuda; got tpu"),
         ("setup_env.sh", ["--what"], "unknown option --what"),
+        ("test_trtllm.sh", [], "give --write DIR or --server URL (see --help)"),
+        ("test_trtllm.sh", ["--server"], "--server needs a value (see --help)"),
     ],
 )
 def test_unknown_arguments(name, arguments, expected):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerClient
+from nemo_axpo.weight_sync.buckets import pack
 
 Handle = tuple[Callable[..., Tensor], tuple[Any, ...]]
 
@@ -58,8 +59,9 @@ class HandlePusher:
                 failures.update({name: error for name, answer in asked.items() if (error := _failure(answer))})
 
             on_all(lambda server: server.start_update({}))
-            for bucket in buckets(named_tensors, max_bytes=self._bucket_bytes):
-                placed = {device: [(name, device.place(tensor)) for name, tensor in bucket] for device in self._devices}
+            for bucket in pack(named_tensors, bucket_bytes=self._bucket_bytes):
+                named = [(e.name, tensor) for e, tensor in zip(bucket.layout.entries, bucket.tensors, strict=True)]
+                placed = {device: [(name, device.place(tensor)) for name, tensor in named] for device in self._devices}
                 message = {device.uuid: _encode(tensors, device.handle) for device, tensors in placed.items()}
                 on_all(lambda server, message=message: server.update(message))
             on_all(lambda server: server.finish_update(policy_version=policy_version))
@@ -67,19 +69,6 @@ class HandlePusher:
 
     def close(self) -> None:
         """Nothing is held between pushes."""
-
-
-def buckets(named_tensors: Iterable[tuple[str, Tensor]], *, max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
-    """Consecutive tensors of together at most ``max_bytes``, or a single larger one."""
-    bucket, size = [], 0
-    for name, tensor in named_tensors:
-        if bucket and size + tensor.nbytes > max_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
 
 
 def _encode(tensors: Sequence[tuple[str, Tensor]], handle: Callable[[Tensor], Handle]) -> str:
