@@ -1,0 +1,1 @@
+"""``python``: a persistent interpreter per rollout, behind the kernel's walls."""

@@ -1,0 +1,125 @@
+"""Starts the warm fork server and hands it the channels of new interpreters."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import nemo_axpo
+from nemo_axpo.tools.base import ToolUnavailableError
+
+_START_TIMEOUT_S = 120.0
+_ENTRY = "import sys; sys.path[:0] = [sys.argv[2]]; from nemo_axpo.tools.python.fork_server import serve; serve(int(sys.argv[1]))"
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "MPLBACKEND": "Agg",
+    # One thread: idle threads of a BLAS do not survive a fork. Fixed hashes: the order of a set is the same in every rollout.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+
+class ServerProcess:
+    """The fork server; started at the first use and again when it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._directory = Path(tempfile.mkdtemp(prefix="nemo-axpo-python-"))
+        atexit.register(self.close)
+
+    @property
+    def directory(self) -> Path:
+        """Where sessions have their base directories."""
+        return self._directory
+
+    def start(self) -> None:
+        """Returns when its imports are done. ToolUnavailableError where it does not come up."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+
+    def _start(self) -> None:
+        self._forget()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        arguments = [sys.executable, "-s", "-P", "-c", _ENTRY, str(theirs.fileno()), str(_import_root())]
+        log = (self._directory / "server.log").open("wb")
+        with theirs, log:
+            self._process = subprocess.Popen(
+                arguments,
+                env=_ENVIRONMENT | {"MPLCONFIGDIR": str(self._directory)},
+                cwd="/",
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._requests = ours
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        self._requests.settimeout(_START_TIMEOUT_S)
+        try:
+            is_ready = bool(self._requests.recv(1024))
+        except TimeoutError:
+            is_ready = False
+        if not is_ready:
+            said = (self._directory / "server.log").read_text(errors="replace")[-1000:]
+            self.close()
+            raise ToolUnavailableError(f"the server of the python tool did not start; it said: {said or 'nothing'}")
+        self._requests.setblocking(False)
+
+    def open(self, request: dict[str, Any], *, channel: socket.socket) -> None:
+        """Has an interpreter forked that serves ``channel``; ToolUnavailableError where the server is not running."""
+        try:
+            if self._requests is None:
+                raise ConnectionError("it was never started")
+            socket.send_fds(self._requests, [json.dumps(request).encode()], [channel.fileno()])
+        except OSError as error:
+            self._forget()
+            raise ToolUnavailableError(f"the server of the python tool is gone ({error}); it is started again") from error
+
+    def close(self) -> None:
+        """Ends the server and every interpreter that was forked from it; may be called twice."""
+        self._forget()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _forget(self) -> None:
+        if self._requests is not None:
+            self._requests.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._requests = None
+
+
+def _import_root() -> Path:
+    return Path(nemo_axpo.__file__).parent.parent
+
+
+def readable_paths() -> tuple[str, ...]:
+    """What an interpreter needs to see: the system's libraries and this Python's, nothing of the project or its user."""
+    system = ["/usr", "/lib", "/lib64", "/bin", "/etc/localtime", "/etc/ssl/openssl.cnf", "/dev/null", "/dev/urandom"]
+    python = [path for path in sys.path if path and _is_library(path)]
+    chosen = list(system)
+    for root in map(os.path.realpath, [sys.prefix, sys.base_prefix, *python]):
+        if not any(Path(root).is_relative_to(path) for path in chosen):
+            chosen.append(root)
+    return tuple(chosen)
+
+
+def _is_library(path: str) -> bool:
+    return Path(path).name in ("site-packages", "dist-packages", "lib-dynload") and Path(path).is_dir()

@@ -1,0 +1,210 @@
+"""The interpreter of one rollout, seen from outside: cells go in, what they showed comes out, and a deadline kills it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_axpo.sandbox.policy import Policy
+from nemo_axpo.tools.base import ToolUnavailableError
+from nemo_axpo.tools.python import frames
+from nemo_axpo.tools.python.server_process import ServerProcess
+
+_OPEN_TIMEOUT_S = 20.0
+_CREDENTIALS = struct.Struct("3i")
+"""Process, user and group id, as the kernel attaches them to a message."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell showed; ``end`` says how it came to its end."""
+
+    output: str = ""
+    num_dropped: int = 0
+    value: str = ""
+    error: str = ""
+    figures: tuple[bytes, ...] = ()
+    """PNG files as the interpreter sent them: as untrusted as the cell."""
+    end: str = "finished"
+    """``finished``, ``timeout``, ``died`` (killed by a limit, or by itself) or ``garbled`` (it broke the channel)."""
+
+
+class PythonSession:
+    """Opened at the first cell, killed at a missed deadline, opened anew at the next cell."""
+
+    def __init__(self, server: ServerProcess, *, policy: Policy, max_chars: int, can_fork: bool = False) -> None:
+        """``max_chars``: of output, value and error, each. ``can_fork``: whether the policy's seccomp filter lets it."""
+        self._can_fork = can_fork
+        self._server, self._policy, self._max_chars = server, policy, max_chars
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._pid: int | None = None
+        self._base: Path | None = None
+        self._ids = itertools.count()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an interpreter is alive."""
+        return self._writer is not None
+
+    async def open(self) -> None:
+        """Forks the interpreter; ToolUnavailableError where that fails."""
+        await asyncio.to_thread(self._server.start)
+        ours, theirs = socket.socketpair()
+        self._base = Path(tempfile.mkdtemp(dir=self._server.directory))
+        with theirs:
+            self._server.open(self._request(), channel=theirs)
+        ours.setblocking(False)
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=frames.MAX_FRAME_BYTES)
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                self._pid = (await self._receive())["pid"]
+                answer = await self._receive()
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError) as error:
+            await self.close()
+            raise ToolUnavailableError(f"an interpreter of the python tool did not start ({error!r})") from error
+        if "ready" not in answer:
+            await self.close()
+            raise ToolUnavailableError(f"an interpreter of the python tool could not be shut in: {answer.get('failed')}")
+
+    async def run(self, code: str, *, images: Sequence[bytes] = (), timeout_s: float) -> CellResult:
+        """Runs a cell; ``images``: PNG files that appear in it first. The interpreter is gone unless it finished."""
+        if not self.is_open:
+            await self.open()
+        number = next(self._ids)
+        message = {"id": number, "code": code, "images": [frames.pack_bytes(image) for image in images]}
+        end = "died"
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._writer.write(frames.encode(message))
+                await self._writer.drain()
+                return read_result(await self._receive(), number=number, max_chars=self._max_chars)
+        except TimeoutError:
+            end = "timeout"
+        except (asyncio.IncompleteReadError, ConnectionError):
+            end = "died"
+        except ValueError:
+            end = "garbled"
+        except BaseException:
+            self.kill()
+            raise
+        await self.close()
+        return CellResult(end=end)
+
+    async def fork(self) -> PythonSession:
+        """A second interpreter with the state of this one; it ends with this one at the latest.
+
+        ValueError where the policy allows no fork, ToolUnavailableError where it fails.
+        """
+        if not self._can_fork:
+            raise ValueError("an interpreter can be forked where its seccomp filter allows it; open it with allow_fork")
+        if not self.is_open:
+            await self.open()
+        copy = PythonSession(self._server, policy=self._policy, max_chars=self._max_chars, can_fork=True)
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        with theirs:
+            self._writer.write(frames.encode({"fork": f"fork_{next(self._ids)}"}))
+            await self._writer.drain()
+            channel = self._writer.get_extra_info("socket")
+            socket.send_fds(_plain(channel), [b"f"], [theirs.fileno()])
+        await copy._adopt(ours)
+        return copy
+
+    async def _adopt(self, channel: socket.socket) -> None:
+        """Takes over an interpreter that another one forked; the kernel tells whose its first message is."""
+        channel.settimeout(_OPEN_TIMEOUT_S)
+        try:
+            message, self._pid = await asyncio.to_thread(_receive_with_sender, channel)
+        except OSError as error:
+            channel.close()
+            raise ToolUnavailableError(f"an interpreter could not be forked ({error})") from error
+        if "ready" not in message:
+            channel.close()
+            raise ToolUnavailableError("an interpreter could not be forked: it ended at once")
+        channel.setblocking(False)
+        self._reader, self._writer = await asyncio.open_unix_connection(sock=channel, limit=frames.MAX_FRAME_BYTES)
+
+    def kill(self) -> None:
+        """Ends every process of the interpreter at once."""
+        if self._pid is not None:
+            for kill in (os.killpg, os.kill):  # a fork leads no group, and ends alone
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(self._pid, signal.SIGKILL)
+        self._pid = None
+
+    async def close(self) -> None:
+        """Ends the interpreter and removes what it wrote; may be called twice."""
+        self.kill()
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+        self._reader = self._writer = None
+        if self._base is not None:
+            shutil.rmtree(self._base, ignore_errors=True)
+            self._base = None
+
+    def _request(self) -> dict[str, Any]:
+        policy = self._policy
+        return {
+            "layers": sorted(policy.layers),
+            "limits": asdict(policy.limits),
+            "readable": policy.readable,
+            "seccomp_filter": frames.pack_bytes(policy.seccomp_filter),
+            "base": str(self._base),
+            "max_chars": self._max_chars,
+        }
+
+    async def _receive(self) -> dict[str, Any]:
+        """ValueError for what is not a message: a cell can write into the channel."""
+        (length,) = frames.HEADER.unpack(await self._reader.readexactly(frames.HEADER.size))
+        if length > frames.MAX_FRAME_BYTES:
+            raise ValueError(f"a message of {length} bytes")
+        message = json.loads(await self._reader.readexactly(length))
+        if not isinstance(message, dict):
+            raise ValueError("a message that is no object")  # noqa: TRY004 - the message is at fault, not the caller
+        return message
+
+
+def _plain(channel: object) -> socket.socket:
+    """The socket behind a transport, for the call that asyncio does not offer."""
+    return socket.socket(fileno=os.dup(channel.fileno()))
+
+
+def _receive_with_sender(channel: socket.socket) -> tuple[dict[str, Any], int]:
+    """A short first message and the process id of its sender, in this process's own numbering."""
+    data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+    if len(data) <= frames.HEADER.size or not ancillary:
+        return {}, 0
+    pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2][: _CREDENTIALS.size])
+    return json.loads(data[frames.HEADER.size :]), pid
+
+
+def read_result(message: dict[str, Any], *, number: int, max_chars: int) -> CellResult:
+    """The reply to cell ``number``, every field checked and bounded; ValueError for anything else.
+
+    A cell can forge a reply, and then sees its own forgery: nothing but the text of its observation hangs on it.
+    """
+    if message.get("id") != number:
+        raise ValueError("a reply to another cell")
+    texts = {name: message.get(name) for name in ("output", "value", "error")}
+    figures, num_dropped = message.get("figures"), message.get("num_dropped")
+    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(num_dropped, int):
+        raise ValueError("a reply with fields of other types")
+    if not isinstance(figures, list) or not all(isinstance(figure, str) for figure in figures):
+        raise ValueError("figures that are no strings")
+    bounded = {name: text[:max_chars] for name, text in texts.items()}
+    return CellResult(**bounded, num_dropped=num_dropped, figures=tuple(map(frames.unpack_bytes, figures)))
