@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -91,6 +92,15 @@ class ServerProcess:
         except OSError as error:
             self._forget()
             raise ToolUnavailableError(f"the server of the python tool is gone ({error}); it is started again") from error
+
+    def num_forks(self) -> int:
+        """Processes on this machine that were forked from the server, by their command line."""
+        own = Path(f"/proc/{self._process.pid}/cmdline").read_bytes()
+        count = 0
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                count += path.read_bytes() == own
+        return count - 1
 
     def close(self) -> None:
         """Ends the server and every interpreter that was forked from it; may be called twice."""
