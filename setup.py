@@ -33,8 +33,10 @@ setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10.1",
+        "pyseccomp>=0.1.2; sys_platform == 'linux'",
         "rich>=13",
         "safetensors>=0.4.5",
+        "scipy>=1.11",
         "tensorboard>=2.16",
     ],
     extras_require={

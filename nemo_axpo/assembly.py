@@ -36,8 +36,8 @@ from nemo_axpo.rewards.exact_match import ExactMatch
 from nemo_axpo.rollouts.agent import Agent
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.producer import Producer
+from nemo_axpo.tools.build import build_tool
 from nemo_axpo.tools.executor import ToolExecutor
-from nemo_axpo.tools.image_zoom_in import ImageZoomIn
 from nemo_axpo.tools.registry import ToolRegistry
 from nemo_axpo.world.questions import SOURCE, QuestionStream
 from nemo_axpo.world.scene import SceneStyle
@@ -78,16 +78,10 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     check_tokenizer(tokenizer, hf_config=hf_config)
     check_weights(checkpoint, hf_config=hf_config)
     images = ImageStore(image_processor)
-    registry = ToolRegistry(_build_tool(name, config=config, images=images) for name in config.tools.names)
+    registry = ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
     tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
     renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas)
     return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools)
-
-
-def _build_tool(name: str, *, config: Config, images: ImageStore) -> ImageZoomIn:
-    if name != ImageZoomIn.name:
-        raise ValueError(f"tools.names may hold {ImageZoomIn.name}; got {name!r}: remove it")
-    return ImageZoomIn(images, min_side=config.tools.min_crop_side, observation=config.tools.observation)
 
 
 def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream:

@@ -19,6 +19,7 @@ from nemo_axpo.config.schema import Config
 from nemo_axpo.engines.names import SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
+from nemo_axpo.tools.build import check_options
 
 
 def check_config(config: Config, *, world_size: int = 1) -> None:
@@ -41,6 +42,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_unsupported(config),
         *_memory_problems(config),
         *_precision_problems(config),
+        *check_options(config.tools),
     ]
 
 

@@ -6,7 +6,7 @@ Defaults are the paper's where the paper has one (N, K, r, clips, KL, turns) and
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -211,11 +211,32 @@ class RolloutConfig(Section):
     """The trainer divides its logits by it too; greedy decoding has no gradient to learn from."""
 
 
+class PythonToolConfig(Section):
+    """The python tool: an interpreter per rollout, behind the kernel's walls."""
+
+    sandbox: Literal["auto", "none"] = "auto"
+    """auto: every layer this machine has, refused where it has none. none: code of the model runs as this user."""
+    timeout_s: Positive = 12.0
+    """Of a call that names no timeout."""
+    max_timeout_s: Positive = 60.0
+    """Longest timeout a call may name."""
+    max_output_chars: Count = 4_000
+    """Of what a call prints, of its value and of its error, each."""
+    memory_mib: Count = 2_048
+    """Address space of an interpreter."""
+    scratch_mib: Count = 64
+    """Files of an interpreter together."""
+
+
 class ToolsConfig(Section):
     """What the model may call."""
 
     names: tuple[str, ...] = ("image_zoom_in",)
-    """Tools offered in the system turn; their order is the order of the schemas."""
+    """Tools offered in the system turn, in the order of the schemas: built-in ones, or ``module:factory`` and
+    ``path/to/file.py:factory`` of one's own."""
+    options: dict[str, dict[str, Any]] = {}
+    """Keyword arguments of one's own tools, by their entry in ``names``."""
+    python: PythonToolConfig = PythonToolConfig()
     min_crop_side: Count | None = None
     """Shortest side of a crop in pixels; a smaller box grows around its centre. null: one vision token."""
     observation: str = "Image {index} is the crop."

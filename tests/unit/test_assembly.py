@@ -56,7 +56,7 @@ def test_image_pads_and_padded_vocabulary_are_banned(build):
 
 
 def test_an_unknown_tool(build):
-    with pytest.raises(ValueError, match=r"tools.names may hold image_zoom_in; got 'search': remove it"):
+    with pytest.raises(ValueError, match=r"tools.names may hold image_zoom_in, python, .*; got 'search': correct the name"):
         build("tools.names=[search]")
 
 

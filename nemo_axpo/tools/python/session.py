@@ -73,10 +73,10 @@ class PythonSession:
                 self._pid = (await self._receive())["pid"]
                 answer = await self._receive()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError) as error:
-            await self.close()
+            self._drop()
             raise ToolUnavailableError(f"an interpreter of the python tool did not start ({error!r})") from error
         if "ready" not in answer:
-            await self.close()
+            self._drop()
             raise ToolUnavailableError(f"an interpreter of the python tool could not be shut in: {answer.get('failed')}")
 
     async def run(self, code: str, *, images: Sequence[bytes] = (), timeout_s: float) -> CellResult:
@@ -97,10 +97,10 @@ class PythonSession:
             end = "died"
         except ValueError:
             end = "garbled"
-        except BaseException:
-            self.kill()
+        except BaseException:  # cancelled from outside: what the cell does meanwhile is nobody's business any more
+            self._drop()
             raise
-        await self.close()
+        self._drop()
         return CellResult(end=end)
 
     async def fork(self) -> PythonSession:
@@ -147,11 +147,12 @@ class PythonSession:
 
     async def close(self) -> None:
         """Ends the interpreter and removes what it wrote; may be called twice."""
+        self._drop()
+
+    def _drop(self) -> None:
         self.kill()
         if self._writer is not None:
             self._writer.close()
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
         self._reader = self._writer = None
         if self._base is not None:
             shutil.rmtree(self._base, ignore_errors=True)
