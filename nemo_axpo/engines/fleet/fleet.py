@@ -70,7 +70,6 @@ class FleetEngine:
         self._policy_version: int | None = None
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self._num_active = 0
 
     @property
@@ -153,10 +152,14 @@ class FleetEngine:
         finally:
             server.calls.discard(call)
             self._router.ended(server.name)
-        self._check_version(completion, server)
+        self._check_completion(completion, server)
         return completion
 
-    def _check_version(self, completion: Completion, server: Server) -> None:
+    def _check_completion(self, completion: Completion, server: Server) -> None:
+        """EngineError for one that must not reach a rollout; its server is out."""
+        if completion.finish_reason == "aborted":
+            self._take_out(server, reason="it aborted a request")
+            raise EngineError(f"{server.name} aborted the request")
         if completion.policy_version != self._policy_version:
             reason = f"it holds weights {completion.policy_version}, the policy is {self._policy_version}"
             self._take_out(server, reason=reason, state=ServerState.STALE)
@@ -179,26 +182,28 @@ class FleetEngine:
         """Starts watching the servers in the running event loop; forgets the requests of one that was stopped."""
         self._leave_stopped_loop()
         self._loop = asyncio.get_running_loop()
-        if self._watcher is None or self._watcher.done():
-            self._watcher = self._loop.create_task(self._watch())
+        for server in self._servers.values():
+            if server.watcher is None or server.watcher.done():
+                server.watcher = self._loop.create_task(self._watch(server))
 
     def _leave_stopped_loop(self) -> None:
         if self._loop is None or self._loop.is_running():
             return
-        self._loop, self._watcher, self._num_active = None, None, 0
+        self._loop, self._num_active = None, 0
         for server in self._servers.values():
+            server.watcher = None
             for _ in server.calls:
                 self._router.ended(server.name)
             server.calls.clear()
 
-    async def _watch(self) -> None:
-        """Looks at every server again and again, for as long as requests are on their way."""
+    async def _watch(self, server: Server) -> None:
+        """Looks at a server again and again, for as long as requests are on their way."""
         pause = min(0.1, self._settings.health_every_s)  # what failed at the start is asked soon, then ever more rarely
         while True:
             await asyncio.sleep(pause)
             if not self._num_active:
                 return
-            await asyncio.gather(*(self._look_at(server) for server in self._servers.values()))
+            await self._look_at(server)
             pause = min(2 * pause, self._settings.health_every_s)
 
     async def _look_at(self, server: Server) -> None:
@@ -210,7 +215,7 @@ class FleetEngine:
             health = await asyncio.to_thread(server.client.health)
             if state is ServerState.DOWN:
                 await server.client.generate(self._probe, timeout_s=self._settings.request_timeout_s)
-        except EngineError as error:
+        except (EngineError, ValueError) as error:
             self._take_out(server, reason=str(error))
             server.cancel_calls()
             return
@@ -290,9 +295,9 @@ class FleetEngine:
             return
         self._is_closed = True
         self._leave_stopped_loop()
-        if self._watcher is not None:
-            self._watcher.cancel()
         for server in self._servers.values():
+            if server.watcher is not None:
+                server.watcher.cancel()
             server.cancel_calls()
         while self._num_active:
             await asyncio.sleep(0)

@@ -31,6 +31,8 @@ class Server:
     """Why it is not up."""
     calls: set[asyncio.Task[Completion]] = field(default_factory=set)
     """Requests on their way."""
+    watcher: asyncio.Task[None] | None = None
+    """Looks at it from time to time."""
     num_requests: int = 0
     num_failures: int = 0
     num_lost: int = 0

@@ -101,7 +101,11 @@ class TrtllmClient:
         if self._dialect is None:
             self._dialect = self._make_dialect()
         path, body = self._dialect.request(request)
-        return self._read(await self._connection.post(path, body, timeout_s=timeout_s), request)
+        try:
+            response = await self._connection.post(path, body, timeout_s=timeout_s)
+        except ValueError as error:  # the server answers 400 to whatever went wrong in it; bad requests are not sent
+            raise EngineError(str(error)) from error
+        return self._read(response, request)
 
     def _read(self, response: Any, request: GenerationRequest) -> Completion:
         if not isinstance(response, Mapping):
@@ -115,7 +119,9 @@ class TrtllmClient:
         return completion(response, policy_version=self._policy_version)
 
     def health(self) -> ServerHealth:
-        """The server does not say which weights it has."""
+        """The server does not say which weights it has: one that restarts by itself between a push and the next request
+        samples its first weights, unnoticed until ``engine/logprob_diff_mean`` shows it. Do not have it restarted.
+        """
         self._get("/health")
         return ServerHealth()
 
