@@ -36,6 +36,7 @@ from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.rollouts.seeds import derive_seed
+from nemo_axpo.rollouts.tool_metrics import ToolUse, tool_metrics, tool_times, tool_uses
 from nemo_axpo.types import (
     Credit,
     Question,
@@ -89,6 +90,7 @@ class Experience:
     """Of this replica: a prefix is continued where it was sampled, by the engine that still holds its cache."""
     resamples: tuple[ResampleScore, ...]
     costs: tuple[RowCosts, ...]
+    tool_uses: tuple[ToolUse, ...] = ()
 
     @property
     def rows(self) -> tuple[Rollout, ...]:
@@ -176,7 +178,8 @@ class TrainingLoop:
         continuations = await sampling.continue_sources(plan) if sampling else ()
         resamples = self._replicas.gather(resample_scores(continuations), kind=ResampleScore)
         costs = self._replicas.gather([row_costs(row) for row in (*rollouts, *continuations)], kind=RowCosts)
-        return Experience(group_rollouts(questions, rollouts), scores, plan, continuations, resamples, costs)
+        uses = self._replicas.gather(tool_uses((*rollouts, *continuations)), kind=ToolUse)
+        return Experience(group_rollouts(questions, rollouts), scores, plan, continuations, resamples, costs, uses)
 
     def _questions_of(self, index: int) -> Sequence[Question]:
         """The questions of step ``index`` that this rank samples."""
@@ -258,7 +261,8 @@ def experience_metrics(experience: Experience) -> dict[str, float | None]:
     cost = mean_costs(experience.costs)
     sampled = float(sum(row.tokens for row in experience.costs))
     costs = {"tokens": sampled, "turns": cost.turns, "truncated": cost.truncated}
-    return {f"rollout/{name}": value for name, value in {**rates, **costs}.items()}
+    named = {f"rollout/{name}": value for name, value in {**rates, **costs}.items()}
+    return {**named, **tool_metrics(experience.tool_uses), **tool_times(experience.rows)}
 
 
 def minibatch_metrics(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
