@@ -62,6 +62,11 @@ PATHS = (
     ),
     EnginePath(
         "trtllm",
+        "training steps with rollouts from two such servers, one of them killed",
+        cpu=(f"{CONTRACTS}test_trtllm_training.py::test_training_goes_on_without_a_killed_server",),
+    ),
+    EnginePath(
+        "trtllm",
         "a version that cannot be used is refused before training, by its answers to the start-up probes",
         cpu=(f"{CONTRACTS}test_trtllm_engine.py::TestCheck", f"{CONTRACTS}test_trtllm_engine.py::TestBuild"),
     ),

@@ -32,7 +32,7 @@ import torch
 from picture_store import tiny_processor
 from PIL import Image
 from shared_tensors import LOCAL_UUID
-from tiny_engine_model import IMAGE, tiny_config, tiny_model
+from tiny_engine_model import tiny_config, tiny_model
 
 from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.engines.hf.engine import HfEngine
@@ -64,11 +64,11 @@ class Sampler:
 
     def __init__(self, checkpoint: str | None, *, max_num_seqs: int, max_model_len: int) -> None:
         """``checkpoint``: directory; None: the contract's tiny model."""
-        self._config = load_hf_config(checkpoint) if checkpoint else tiny_config()
+        self.config = load_hf_config(checkpoint) if checkpoint else tiny_config()
         self.images = ImageStore(load_image_processor(checkpoint) if checkpoint else tiny_processor())
         self._limits = {"max_num_seqs": max_num_seqs, "max_model_len": max_model_len}
         self._weights = dict(
-            read_checkpoint(checkpoint) if checkpoint else tiny_model(self._config, seed=7).state_dict()
+            read_checkpoint(checkpoint) if checkpoint else tiny_model(self.config, seed=7).state_dict()
         )
         self._staged: dict[str, torch.Tensor] = {}
         self._engines: dict[tuple, HfEngine] = {}
@@ -86,7 +86,7 @@ class Sampler:
         engine = self._engines.get((stop, banned))
         if engine is None:
             engine = HfEngine(
-                self._config, image_store=self.images, stop_token_ids=stop, banned_token_ids=banned, **self._limits
+                self.config, image_store=self.images, stop_token_ids=stop, banned_token_ids=banned, **self._limits
             )
             engine.load_weights(self._weights.items(), policy_version=0)
             self._engines[stop, banned] = engine
@@ -198,8 +198,11 @@ class Handler(BaseHTTPRequestHandler):
         parts = [part for message in body["messages"] for part in message["content"]]
         image_ids = [self._image(part["image_url"]["url"]) for part in parts]
         lengths = iter([self.sampler.images.features(image_id).num_tokens for image_id in image_ids])
+        image_token_id = self.sampler.config.image_token_id
         ids = [
-            copy for token in body["prompt_token_ids"] for copy in [token] * (next(lengths) if token == IMAGE else 1)
+            copy
+            for token in body["prompt_token_ids"]
+            for copy in [token] * (next(lengths) if token == image_token_id else 1)
         ]
         if self.dialect == "retokenises":
             ids = ids[1:]

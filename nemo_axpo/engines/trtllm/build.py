@@ -13,7 +13,7 @@ from nemo_axpo.engines.fleet.build import ServerOptions, build_fleet
 from nemo_axpo.engines.fleet.fleet import FleetEngine
 from nemo_axpo.engines.fleet.probes import start_probes
 from nemo_axpo.engines.trtllm.client import TrtllmClient
-from nemo_axpo.engines.trtllm.pusher import HandlePusher, cuda_devices
+from nemo_axpo.engines.trtllm.pusher import Device, HandlePusher, cuda_devices
 from nemo_axpo.errors import ConfigError, rule_message
 
 BUCKET_BYTES = 256 * 2**20
@@ -29,10 +29,7 @@ def build_trtllm(
     servers: ServerOptions,
 ) -> FleetEngine:
     """ConfigError where a server cannot be used, or this process sees no GPU to hand weights over on."""
-    if not torch.cuda.is_available():
-        rule = "engine.name=trtllm hands weights over in GPU memory, on the host of the servers"
-        cure = "train on the servers' host with device=cuda, or set engine.name=vllm_server"
-        raise ConfigError(rule_message(rule, got="no visible GPU", cure=cure))
+    pusher = HandlePusher(weight_devices(), bucket_bytes=BUCKET_BYTES)
     return build_fleet(
         make_clients(
             hf_config,
@@ -41,13 +38,22 @@ def build_trtllm(
             banned_token_ids=banned_token_ids,
             servers=servers,
         ),
-        pusher=HandlePusher(cuda_devices(), bucket_bytes=BUCKET_BYTES),
+        pusher=pusher,
         hf_config=hf_config,
         image_store=image_store,
         max_model_len=max_model_len,
         probe_token_id=min(stop_token_ids),
         settings=servers.settings,
     )
+
+
+def weight_devices() -> tuple[Device, ...]:
+    """The devices on which weights are handed over: every GPU that this process sees. ConfigError without any."""
+    if not torch.cuda.is_available():
+        rule = "engine.name=trtllm hands weights over in GPU memory, on the host of the servers"
+        cure = "train on the servers' host with device=cuda, or set engine.name=vllm_server"
+        raise ConfigError(rule_message(rule, got="no visible GPU", cure=cure))
+    return cuda_devices()
 
 
 def make_clients(
