@@ -7,7 +7,7 @@ Every part is built from what it needs, so that a student can build one alone in
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.tools.build import build_tool
 from nemo_axpo.tools.executor import ToolExecutor
 from nemo_axpo.tools.registry import ToolRegistry
+from nemo_axpo.weight_sync.shares import server_share
+from nemo_axpo.weight_sync.sync import WeightSync
 from nemo_axpo.world.questions import SOURCE, QuestionStream
 from nemo_axpo.world.scene import SceneStyle
 
@@ -110,7 +112,7 @@ def build_engine(config: Config, *, bench: Workbench, replicas: Replicas = _ONE_
 
 
 def server_options(config: Config, *, replicas: Replicas) -> ServerOptions:
-    """The generation servers of this replica: every ``count``-th from its index on."""
+    """The generation servers of this replica; none where the engine has no servers."""
     engine = config.engine
     settings = FleetSettings(
         request_timeout_s=engine.request_timeout_s,
@@ -119,10 +121,31 @@ def server_options(config: Config, *, replicas: Replicas) -> ServerOptions:
         max_outage_s=engine.max_outage_s,
     )
     return ServerOptions(
-        engine.servers[replicas.index :: replicas.count],
+        server_share(engine.servers, replica=replicas.index, num_replicas=replicas.count),
         served_model=engine.served_model,
         settings=settings,
         control_key=os.environ.get(CONTROL_KEY_VARIABLE),
+        sync=engine.sync,
+    )
+
+
+def build_weight_sync(
+    config: Config,
+    *,
+    actor: Actor,
+    engine: Engine | None,
+    replicas: Replicas,
+    prove: Callable[[], Awaitable[float]] | None = None,
+) -> WeightSync:
+    """Brings the actor's weights to ``engine``, which is None on ranks that do not sample."""
+    section = config.engine
+    return WeightSync(
+        actor,
+        engine,
+        replicas=replicas,
+        num_servers=len(section.servers) or None,
+        prove=prove if section.sync.proof_every else None,
+        prove_every=section.sync.proof_every,
     )
 
 

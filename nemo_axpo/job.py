@@ -18,11 +18,11 @@ from rich.console import Console
 
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
-from nemo_axpo.distributed.weight_sync import take_part
 from nemo_axpo.journal import Journal
 from nemo_axpo.metrics_log import MetricsLog, MetricsSink, TensorBoardSink, WandbSink
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.run_directory import RunDirectory, open_run_directory
+from nemo_axpo.weight_sync.sync import take_part
 
 
 @dataclass(frozen=True)

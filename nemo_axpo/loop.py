@@ -3,7 +3,7 @@
     explore      questions → N rollouts each → plan → K continuations of each selected thinking prefix
     give_credit  rewards → one advantage per row → training samples
     update       old and reference log-probs where the loss needs them → optimizer steps
-    sync         the actor's weights → the engine
+    sync         the actor's weights → the engine, and the proof that they arrived
 
 GRPO runs the same stages with a plan that is always empty. The data position is the step itself: step s asks questions
 s·B to (s+1)·B of the stream, and every seed is derived from (run seed, step, question, rollout, branch, turn), so a
@@ -30,7 +30,6 @@ from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.data.samples import build_samples
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.distributed.server_health import take_server_metrics
-from nemo_axpo.distributed.weight_sync import sync_weights
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
@@ -49,6 +48,7 @@ from nemo_axpo.types import (
     TrainingSample,
     group_rollouts,
 )
+from nemo_axpo.weight_sync.sync import WeightSync
 
 _ONE_PROCESS = OneProcess()
 
@@ -143,12 +143,17 @@ class TrainingLoop:
         settings: LoopSettings,
         row_cost: RowCostModel,
         replicas: Replicas = _ONE_PROCESS,
+        weight_sync: WeightSync | None = None,
     ) -> None:
-        """``engine`` and ``producer``: None on ranks that do not sample. ``row_cost``: what balances the replicas."""
+        """``engine`` and ``producer``: None on ranks that do not sample. ``row_cost``: what balances the replicas.
+
+        ``weight_sync`` is for the same actor, engine and replicas; None: without proofs.
+        """
         assert (engine is not None) == (producer is not None) == replicas.is_leader, "leaders sample, and no other rank"
         self._algorithm, self._loss, self._actor, self._engine = algorithm, loss, actor, engine
         self._producer, self._questions, self._images, self._settings = producer, questions, image_store, settings
         self._row_cost, self._replicas = row_cost, replicas
+        self._sync = weight_sync or WeightSync(actor, engine, replicas=replicas)
 
     async def step(self, index: int) -> Step:
         """Explore, give credit, update, sync. The images of the step stay stored until the next one begins."""
@@ -160,11 +165,11 @@ class TrainingLoop:
         credits, samples = self.give_credit(experience)
         update = self.update(samples, index=index)
         clock.lap("update_s")
-        self.sync()
+        synced = await self._sync.after_update(index)
         clock.lap("sync_s")
         sent = {f"sent/{name}_bytes": float(count) for name, count in self._replicas.take_num_bytes().items() if count}
         servers = take_server_metrics(self._engine, replicas=self._replicas)
-        metrics = {**experience_metrics(experience), **update, **servers, **sent, **clock.times()}
+        metrics = {**experience_metrics(experience), **update, **synced, **servers, **sent, **clock.times()}
         return Step(index, experience, credits, samples, metrics)
 
     async def explore(self, index: int) -> Experience:
@@ -252,7 +257,7 @@ class TrainingLoop:
 
     def sync(self) -> None:
         """Brings the actor's weights to the engine; from here on it samples the new policy."""
-        sync_weights(self._actor, self._engine)
+        self._sync.push()
 
 
 def experience_metrics(experience: Experience) -> dict[str, float | None]:

@@ -11,7 +11,6 @@ from typing import Any
 from nemo_axpo import assembly
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
-from nemo_axpo.distributed.weight_sync import sync_weights
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.eval.evaluate import EvalResult, evaluate
 from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy, wait_for_all
@@ -104,7 +103,7 @@ class _WarmStart:
 
     async def _evaluate(self, engine: Engine | None) -> EvalResult:
         config, replicas = self._config, self._replicas
-        sync_weights(self._actor, engine)
+        assembly.build_weight_sync(config, actor=self._actor, engine=engine, replicas=replicas).push()
         producer = engine and assembly.build_producer(
             config, bench=self._bench, engine=engine, temperature=config.rollout.temperature
         )

@@ -8,6 +8,7 @@ from typing import Any
 from nemo_axpo import assembly
 from nemo_axpo.actors.random_states import random_states, set_random_states
 from nemo_axpo.canaries.checks import require
+from nemo_axpo.canaries.proof import SyncProof
 from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
@@ -60,6 +61,7 @@ class Trainer:
             seed=config.seed,
         )
         self._engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
+        proof = SyncProof(config, bench=bench, actor=self._actor, engine=self._engine, replicas=replicas)
         self._loop = TrainingLoop(
             algorithm=assembly.build_algorithm(config),
             loss=loss,
@@ -81,6 +83,9 @@ class Trainer:
             ),
             row_cost=assembly.build_row_cost(config, bench=bench),
             replicas=replicas,
+            weight_sync=assembly.build_weight_sync(
+                config, actor=self._actor, engine=self._engine, replicas=replicas, prove=proof
+            ),
         )
 
     async def run(self, *, resume: bool) -> None:

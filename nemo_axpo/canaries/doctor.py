@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_axpo import assembly
-from nemo_axpo.canaries.checks import Check, require
+from nemo_axpo.canaries.checks import RULES, Check, require
 from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.config.schema import Config
-from nemo_axpo.distributed.weight_sync import sync_weights
+from nemo_axpo.distributed.replicas import Replicas
 
 
 def run_doctor(config: Config, *, console: Console | None = None) -> tuple[Check, ...]:
@@ -27,14 +27,14 @@ def run_doctor(config: Config, *, console: Console | None = None) -> tuple[Check
     return checks
 
 
-async def _measure(config: Config, *, replicas) -> tuple[Check, ...]:
+async def _measure(config: Config, *, replicas: Replicas) -> tuple[Check, ...]:
     bench = assembly.build_workbench(config, checkpoint=config.model.path)
     actor = assembly.build_actor(
         config, bench=bench, optimizer=assembly.policy_optimizer(config), keep_reference=False, seed=config.seed
     )
     engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
     try:
-        sync_weights(actor, engine)
+        assembly.build_weight_sync(config, actor=actor, engine=engine, replicas=replicas).push()
         return await run_canaries(config, bench=bench, actor=actor, engine=engine, replicas=replicas)
     finally:
         if engine is not None:
@@ -42,16 +42,18 @@ async def _measure(config: Config, *, replicas) -> tuple[Check, ...]:
 
 
 def _table(checks: tuple[Check, ...]) -> Table:
-    table = Table(caption="parity: mean |trainer - engine| in nats per token; sight: largest change by a gray picture")
+    table = Table(
+        caption="parity: mean |trainer - engine| in nats per token; sight: largest change by a gray picture; renormalised: "
+        "|log-prob| of the only token left"
+    )
     for title in ("check", "replica", "measured", "limit", ""):
         table.add_column(title, justify="right" if title in ("measured", "limit") else "left")
     for check in checks:
-        sign = "≤" if check.name.startswith("parity") else ">"
         table.add_row(
             check.name,
             str(check.replica),
             f"{check.value:.1e}",
-            f"{sign} {check.limit:g}",
+            f"{RULES[check.kind].sign} {check.limit:g}",
             "ok" if check.passed else "FAILED",
         )
     return table

@@ -9,6 +9,7 @@ and the last two again with the picture painted gray: the same token ids, other 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -32,8 +33,11 @@ from nemo_axpo.types import (
 
 TEXT, IMAGE, TOOL_IMAGE = "text", "image", "tool image"
 MODALITIES = (TEXT, IMAGE, TOOL_IMAGE)
+TOP_K, TOP_P = "top-k", "top-p"
 _SIDE = 64
 """Pixels of the picture shown where the question has none."""
+_SMALLEST_TOP_P = 1e-6
+"""Leaves the likeliest token alone, whatever the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,14 @@ class Probes:
 
     rows: Mapping[str, TrainingSample]
     blanked: Mapping[str, TrainingSample]
+    narrowed: Mapping[str, tuple[float, ...]]
+    """The engine's log-probs of a few tokens where top-k or top-p left one token to choose: 0 if renormalised."""
+    num_placeholders: Mapping[str, tuple[int, int]]
+    """Image placeholders in the prompt of a modality, and the tokens which the vision tower makes of its pictures."""
 
     @property
     def samples(self) -> tuple[TrainingSample, ...]:
-        """All of them."""
+        """All rows."""
         return (*self.rows.values(), *self.blanked.values())
 
 
@@ -60,23 +68,61 @@ async def sample_probes(
     name: str,
 ) -> Probes:
     """Asks the engine for up to ``num_tokens`` tokens after every prompt. ``name``: what the ids of the rows begin with."""
-    shown = question if question.image_ids else _with_picture(question, image_store=image_store)
+    shown = with_picture(question, image_store=image_store)
     prompts = {
-        TEXT: renderer.prompt(_without_pictures(question)),
+        TEXT: renderer.prompt(without_pictures(question)),
         IMAGE: renderer.prompt(shown),
         TOOL_IMAGE: _after_tool(renderer, question=question, image_id=shown.image_ids[0]),
     }
-    rows = {}
-    for modality, prompt in prompts.items():
-        sampling = SamplingParams(num_tokens, temperature=temperature)
-        request = GenerationRequest(f"{name}/{modality}", prompt, sampling, seed=len(rows))
-        completion = await engine.generate(request)
-        rows[modality] = _sample(f"{name}/{modality}", prompt, completion=completion, temperature=temperature)
+    sampling = SamplingParams(num_tokens, temperature=temperature)
+    rows = await sample_rows(engine, prompts, sampling=sampling, name=name)
     blanked = {modality: _blank(rows[modality], image_store=image_store) for modality in (IMAGE, TOOL_IMAGE)}
-    return Probes(rows, blanked)
+    narrowed = {
+        kind: (await engine.generate(GenerationRequest(f"{name}/{kind}", prompts[TEXT], narrow, seed=0))).logprobs
+        for kind, narrow in (
+            (TOP_K, replace(sampling, top_k=1)),
+            (TOP_P, replace(sampling, top_p=_SMALLEST_TOP_P)),
+        )
+    }
+    pad = renderer.special.image_pad
+    num_placeholders = {
+        modality: (prompts[modality].token_ids.count(pad), _num_image_tokens(prompts[modality], image_store))
+        for modality in blanked
+    }
+    return Probes(rows, blanked, narrowed, num_placeholders)
 
 
-def _without_pictures(question: Question) -> Question:
+async def sample_rows(
+    engine: Engine, prompts: Mapping[str, RenderedTokens], *, sampling: SamplingParams, name: str
+) -> dict[str, TrainingSample]:
+    """A row per prompt, all asked for at once, as ``<name>/<kind of prompt>``; the same seed whenever it is asked."""
+
+    async def sample(number: int, kind: str) -> TrainingSample:
+        request = GenerationRequest(f"{name}/{kind}", prompts[kind], sampling, seed=number)
+        completion = await engine.generate(request)
+        return _sample(request.request_id, prompts[kind], completion=completion, temperature=sampling.temperature)
+
+    rows = await asyncio.gather(*(sample(number, kind) for number, kind in enumerate(prompts)))
+    return dict(zip(prompts, rows, strict=True))
+
+
+def random_picture(seed: int, *, size: tuple[int, int] = (_SIDE, _SIDE)) -> Image.Image:
+    """Noise; ``size`` is width and height in pixels."""
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def with_picture(question: Question, *, image_store: ImageStore) -> Question:
+    """The question, with a picture of noise where it has none."""
+    if question.image_ids:
+        return question
+    image_id = image_store.add(random_picture(0))
+    first, *rest = question.messages
+    return replace(question, messages=(Message(first.role, (ImagePart(image_id), *first.parts)), *rest))
+
+
+def without_pictures(question: Question) -> Question:
+    """The question's words alone."""
     messages = (
         Message(message.role, tuple(part for part in message.parts if not isinstance(part, ImagePart)))
         for message in question.messages
@@ -84,17 +130,14 @@ def _without_pictures(question: Question) -> Question:
     return replace(question, messages=tuple(messages))
 
 
-def _with_picture(question: Question, *, image_store: ImageStore) -> Question:
-    pixels = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), dtype=np.uint8)
-    image_id = image_store.add(Image.fromarray(pixels))
-    first, *rest = question.messages
-    return replace(question, messages=(Message(first.role, (ImagePart(image_id), *first.parts)), *rest))
-
-
 def _after_tool(renderer: ChatRenderer, *, question: Question, image_id: ImageId) -> RenderedTokens:
     """A model turn that says nothing, and a tool's answer that shows the picture."""
     silent = RenderedTokens((renderer.special.think_end, renderer.special.im_end))
-    return renderer.prompt(_without_pictures(question)) + silent + renderer.observation(ToolResult("", (image_id,)))
+    return renderer.prompt(without_pictures(question)) + silent + renderer.observation(ToolResult("", (image_id,)))
+
+
+def _num_image_tokens(prompt: RenderedTokens, image_store: ImageStore) -> int:
+    return sum(image_store.features(image_id).num_tokens for image_id in prompt.image_ids)
 
 
 def _sample(rollout_id: str, prompt: RenderedTokens, *, completion, temperature: float) -> TrainingSample:

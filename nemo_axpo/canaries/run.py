@@ -8,6 +8,7 @@ from nemo_axpo import assembly
 from nemo_axpo.assembly import Workbench
 from nemo_axpo.canaries.checks import Check, canary_dtype, run_checks
 from nemo_axpo.canaries.probes import IMAGE, MODALITIES, TOOL_IMAGE, Probes, sample_probes
+from nemo_axpo.canaries.scoring import trainer_logprobs
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.engines.base import Engine
@@ -21,14 +22,19 @@ async def run_canaries(
 ) -> tuple[Check, ...]:
     """The checks of all replicas, the same on every rank; ``engine`` holds the actor's weights."""
     probes = await _sample(config, bench=bench, engine=engine, name=_name(replicas.index)) if engine else None
-    replica_of = {row: replica for replica in range(replicas.count) for row in _row_ids(_name(replica))}
-    rows = replicas.move(probes.samples if probes else (), replica_of=replica_of, image_store=bench.images)
-    scores = actor.logprobs(rows)
+    logprobs = trainer_logprobs(
+        probes.samples if probes else (), ids_of=_row_ids, actor=actor, replicas=replicas, image_store=bench.images
+    )
     checks: tuple[Check, ...] = ()
     if probes:
-        logprobs = {row.rollout_id: score.tolist() for row, score in zip(rows, scores, strict=True)}
-        dtype = canary_dtype(config.actor.dtype, config.engine.dtype)
-        checks = run_checks(probes, logprobs, dtype=dtype, replica=replicas.index)
+        checks = run_checks(
+            probes,
+            logprobs,
+            dtype=canary_dtype(config.actor.dtype, config.engine.dtype),
+            replica=replicas.index,
+            policy_version=actor.policy_version,
+            tokenizer=bench.renderer.tokenizer,
+        )
     return replicas.gather(checks, kind=Check)
 
 
@@ -49,5 +55,6 @@ def _name(replica: int) -> str:
     return f"canary/{replica}"
 
 
-def _row_ids(name: str) -> list[str]:
+def _row_ids(replica: int) -> list[str]:
+    name = _name(replica)
     return [f"{name}/{m}" for m in MODALITIES] + [f"{name}/{m}/blank" for m in (IMAGE, TOOL_IMAGE)]

@@ -16,7 +16,7 @@ from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config.schema import Config
-from nemo_axpo.engines.names import SERVER_ENGINES
+from nemo_axpo.engines.names import SERVER_ENGINES, UNSHARED_SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
 from nemo_axpo.tools.build import check_options
@@ -132,9 +132,11 @@ def _server_problems(config: Config, *, world_size: int) -> Iterator[str]:
             yield rule_message(rule, got=f"engine.name={engine.name}", cure=cure)
         return
     num_replicas = max(1, world_size // (config.actor.tensor_parallel * config.actor.pipeline_parallel))
-    if len(engine.servers) < num_replicas:
-        rule = f"engine.name={engine.name} needs at least one server per data-parallel replica"
+    num_needed = num_replicas if engine.name in UNSHARED_SERVER_ENGINES else 1
+    if len(engine.servers) < num_needed:
+        kind = "at least one server per data-parallel replica" if engine.name in UNSHARED_SERVER_ENGINES else "servers"
         cure = "start servers and list them: engine.servers=[http://host:8000,...]"
+        rule = f"engine.name={engine.name} needs {kind}"
         yield rule_message(rule, got=f"{len(engine.servers)} in engine.servers for {num_replicas}", cure=cure)
     wrong = [url for url in engine.servers if not _is_server_url(url)]
     if wrong:

@@ -172,6 +172,25 @@ class ActorConfig(Section):
     """Trained tokens whose logits exist at the same time; null: as many as fit 512 MiB of float32 logits."""
 
 
+class SyncConfig(Section):
+    """How the policy's weights reach the engines after an update, and how that is proven."""
+
+    transport: Literal["auto", "iterator", "shared_memory", "broadcast", "disk"] = "auto"
+    """In-process engines read the actor's tensors one by one (iterator). Servers get buckets: in shared memory on the
+    trainer's host, by broadcasts across hosts (NCCL from a GPU, gloo from a CPU), or as files. auto: shared memory where
+    every server is on this host, else broadcasts; trtllm has a way of its own."""
+    bucket_mib: Count = 256
+    """Size of a bucket; a larger tensor is a bucket of its own. Two exist at a time."""
+    directory: str = "outputs/weights"
+    """Of the files; servers must see it under the same path."""
+    address: str | None = None
+    """Under which servers reach this host for broadcasts; null: the one on the way to the first server."""
+    timeout_s: Positive = 600.0
+    """How long a broadcast waits for all servers."""
+    proof_every: Annotated[int, Field(ge=0)] = 1
+    """Updates between two proofs that engine and trainer agree on a few probes; 0: never after the start."""
+
+
 class EngineConfig(Section):
     """The generation engine of the rollouts."""
 
@@ -183,7 +202,8 @@ class EngineConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What it computes in; of servers, what they were started with."""
     servers: tuple[str, ...] = ()
-    """URLs of running generation servers, dealt to the replicas in turn: server i to replica i modulo their number."""
+    """URLs of running generation servers, dealt to the replicas in turn: server i to replica i modulo their number; replicas
+    beyond the number of servers share them."""
     served_model: str | None = None
     """Name under which the servers must serve the policy; null: any."""
     request_timeout_s: Positive = 300.0
@@ -194,6 +214,7 @@ class EngineConfig(Section):
     """Pause between two looks at every server while requests are on their way."""
     max_outage_s: NonNegative = 60.0
     """How long a request waits for a server to come back when all are down."""
+    sync: SyncConfig = SyncConfig()
 
 
 class RolloutConfig(Section):

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from torch import Tensor
 
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerClient
 from nemo_axpo.errors import WeightTransferError, rule_message
 from nemo_axpo.weight_sync.buckets import Bucket, pack
@@ -26,7 +27,7 @@ class BucketPusher:
     def __init__(self, transport: Transport, *, bucket_bytes: int) -> None:
         self._transport, self.bucket_bytes = transport, bucket_bytes
         self.num_buckets = 0
-        """Of the last push."""
+        """Of the last push, as it went to every server."""
 
     def push(
         self, named_tensors: Iterable[tuple[str, Tensor]], *, servers: Sequence[ServerClient], policy_version: int
@@ -107,15 +108,15 @@ class _Calls:
         self._running = {server.name: self._threads.submit(call, server) for server in self.servers}
 
     def wait(self) -> None:
-        """Until all have answered; who failed is left out from here on."""
-        wait(self._running.values())
-        for name, future in self._running.items():
+        """Until all have answered; who failed is left out from here on. Errors that no server makes come out."""
+        running, self._running = self._running, {}
+        wait(running.values())
+        for name, future in running.items():
             error = future.exception()
-            if isinstance(error, Exception):
+            if isinstance(error, EngineError):
                 self.failures[name] = error
             elif error is not None:
                 raise error
-        self._running = {}
         self.servers = [server for server in self.servers if server.name not in self.failures]
 
     def first_failure(self) -> str | None:

@@ -10,22 +10,15 @@ replicas 0, 2, 4 share server 0 and replica 0 pushes to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class ServerShare:
-    """What one replica has."""
-
-    urls: tuple[str, ...]
-    """In the order of the config."""
-    is_pusher: bool
-    """Whether this replica brings its servers the weights; where not, another one does."""
-
-
-def server_share(urls: Sequence[str], *, replica: int, num_replicas: int) -> ServerShare:
-    """The share of replica ``replica`` of ``num_replicas``; together they have every server, and each has one pusher."""
-    assert urls and 0 <= replica < num_replicas, "a share of no server, or of a replica that does not exist"
+def server_share(urls: Sequence[str], *, replica: int, num_replicas: int) -> tuple[str, ...]:
+    """The servers of replica ``replica`` of ``num_replicas``, in the order of ``urls``; none of none."""
     if len(urls) >= num_replicas:
-        return ServerShare(tuple(urls[replica::num_replicas]), is_pusher=True)
-    return ServerShare((urls[replica % len(urls)],), is_pusher=replica < len(urls))
+        return tuple(urls[replica::num_replicas])
+    return (urls[replica % len(urls)],) if urls else ()
+
+
+def pushes(num_servers: int, *, replica: int) -> bool:
+    """Whether ``replica`` brings the weights to its share of ``num_servers``: one replica does for every server."""
+    return replica < num_servers

@@ -32,5 +32,8 @@ class Transport(Protocol):
 
 
 def num_workers(server: ServerClient) -> int:
-    """Processes of a server that hold weights: its tensor-parallel ranks."""
+    """Processes of a server that hold weights, its tensor-parallel ranks: each is a rank of a broadcast.
+
+    A client whose server has more than one says so in an attribute of this name.
+    """
     return getattr(server, "num_workers", 1)

@@ -103,7 +103,8 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def reproducible(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows without what depends on the machine: times and memory."""
-    return [{name: row[name] for name in row if not name.startswith(("time/", "memory/"))} for row in rows]
+    timed = ("time/", "memory/", "sync/seconds", "sync/bytes_per_s", "sync/proof_s")
+    return [{name: row[name] for name in row if not name.startswith(timed)} for row in rows]
 
 
 def evaluation(run_dir: Path) -> dict[str, Any]:

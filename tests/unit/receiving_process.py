@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerDownError
 from nemo_axpo.weight_sync.receiver import WeightReceiver
 
@@ -123,5 +124,5 @@ class ReceivingProcess:
         except (EOFError, OSError) as error:
             raise ServerDownError(f"{self.name} is gone: {type(error).__name__}") from error
         if not is_good:
-            raise RuntimeError(f"{self.name} answered {answer}")
+            raise EngineError(f"{self.name} answered {answer}")
         return answer

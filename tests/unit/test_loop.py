@@ -6,6 +6,7 @@ import asyncio
 import math
 
 import pytest
+import torch
 
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
@@ -101,7 +102,7 @@ class Actor:
         return {"update/loss": float(len(batch.samples)), "update/num_samples": float(len(batch.samples))}
 
     def hf_tensors(self):
-        return [("weights of", self.policy_version)]
+        return [("weights of", torch.tensor([self.policy_version]))]
 
 
 class Engine:
@@ -109,7 +110,7 @@ class Engine:
         self.log = log
 
     def load_weights(self, named_tensors, *, policy_version):
-        self.log.append(("sync", list(named_tensors), policy_version))
+        self.log.append(("sync", [(name, int(tensor)) for name, tensor in named_tensors], policy_version))
 
 
 def grpo(num_questions=4):

@@ -16,7 +16,7 @@ from nemo_axpo.weight_sync.disk import DiskTransport
 from nemo_axpo.weight_sync.layout import read_layout
 from nemo_axpo.weight_sync.receiver import WeightReceiver
 from nemo_axpo.weight_sync.shared_memory import SharedMemoryTransport
-from nemo_axpo.weight_sync.shares import ServerShare, server_share
+from nemo_axpo.weight_sync.shares import pushes, server_share
 
 
 def settings(transport="auto", **changes):
@@ -68,24 +68,23 @@ def test_the_address_towards_a_server_is_ours():
 
 # --------------------------------------------------------------------------------------------------------------- shares
 def test_five_servers_for_two_replicas():
-    shares = [server_share("abcde", replica=replica, num_replicas=2) for replica in range(2)]
-    assert shares == [ServerShare(("a", "c", "e"), True), ServerShare(("b", "d"), True)]
+    assert [server_share("abcde", replica=n, num_replicas=2) for n in range(2)] == [("a", "c", "e"), ("b", "d")]
+    assert [pushes(5, replica=n) for n in range(2)] == [True, True]
 
 
 def test_two_servers_for_five_replicas():
-    shares = [server_share("ab", replica=replica, num_replicas=5) for replica in range(5)]
-    assert [share.urls for share in shares] == [("a",), ("b",), ("a",), ("b",), ("a",)]
-    assert [share.is_pusher for share in shares] == [True, True, False, False, False]
+    assert [server_share("ab", replica=n, num_replicas=5) for n in range(5)] == [("a",), ("b",), ("a",), ("b",), ("a",)]
+    assert [pushes(2, replica=n) for n in range(5)] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("num_servers", range(1, 8))
 @pytest.mark.parametrize("num_replicas", range(1, 8))
 def test_every_server_is_used_and_has_exactly_one_pusher(num_servers, num_replicas):
     urls = [f"http://server-{n}" for n in range(num_servers)]
-    shares = [server_share(urls, replica=replica, num_replicas=num_replicas) for replica in range(num_replicas)]
-    assert all(share.urls for share in shares)
-    assert sorted(url for share in shares if share.is_pusher for url in share.urls) == urls
-    assert {url for share in shares for url in share.urls} == set(urls)
+    shares = [server_share(urls, replica=n, num_replicas=num_replicas) for n in range(num_replicas)]
+    assert all(shares) and {url for share in shares for url in share} == set(urls)
+    pushed = [url for n, share in enumerate(shares) if pushes(num_servers, replica=n) for url in share]
+    assert sorted(pushed) == urls
 
 
 # ------------------------------------------------------------------------------------------------------------- receiver

@@ -11,6 +11,7 @@ import pytest
 import torch
 from receiving_process import ReceivingProcess, digest
 
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerDownError
 from nemo_axpo.errors import WeightTransferError
 from nemo_axpo.weight_sync.broadcast import BroadcastTransport
@@ -156,13 +157,13 @@ def test_a_server_that_fails_serves_nothing_and_the_others_everything(pusher, se
     if orders == {"fails_at": "start"}:  # it refused before anything changed, and its version tells
         assert servers[0].serve() == (0, digest(weights().items()))
     else:
-        with pytest.raises((ServerDownError, RuntimeError), match="gone|nothing whole"):
+        with pytest.raises(EngineError, match="gone|nothing whole"):
             servers[0].serve()
     if orders == {"fails_at": "start"} or not isinstance(pusher._transport, BroadcastTransport):
         assert set(failures) == {servers[0].name} and servers[1].serve() == (1, digest(weights(1).items()))
     else:  # a broadcast ends for all: whoever is left gets the next push
         assert set(failures) == {servers[0].name, servers[1].name}
-        with pytest.raises(RuntimeError, match="nothing whole"):
+        with pytest.raises(EngineError, match="nothing whole"):
             servers[1].serve()
         assert pusher.push(weights(1).items(), servers=servers[1:], policy_version=1) == {}
         assert servers[1].serve() == (1, digest(weights(1).items()))
@@ -185,10 +186,22 @@ def test_what_the_stream_raises_comes_out_and_nothing_is_served(pusher, servers)
     with pytest.raises(ValueError, match="misshapen"):
         pusher.push(broken(), servers=servers, policy_version=1)
     for server in servers:
-        with pytest.raises(RuntimeError, match="nothing whole"):
+        with pytest.raises(EngineError, match="nothing whole"):
             server.serve()
     assert pusher.push(weights().items(), servers=servers, policy_version=2) == {}
     assert servers[0].serve()[0] == 2
+
+
+def test_a_bug_in_a_client_is_no_failed_server(pusher, servers, monkeypatch):
+    def broken(bucket):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(servers[0], "update", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        pusher.push(weights().items(), servers=servers, policy_version=0)
+    for server in servers:
+        with pytest.raises(EngineError, match="nothing whole"):
+            server.serve()
 
 
 @pytest.mark.parametrize("name", [pytest.param("shared_memory", marks=needs_shared_memory), "disk"])
@@ -212,7 +225,7 @@ def test_a_bucket_cut_short_is_noticed(name, tmp_path, servers):
         pusher.close()
     message = str(failures[cut.name])
     assert "WeightTransferError" in message and "bytes" in message and "push again" in message
-    with pytest.raises(RuntimeError, match="nothing whole"):
+    with pytest.raises(EngineError, match="nothing whole"):
         cut.serve()
     assert honest.order() is None
 
@@ -226,7 +239,7 @@ def test_a_missing_bucket_and_an_early_end_are_noticed(tmp_path, servers):
         )
         failures = pusher.push(weights().items(), servers=[server], policy_version=0)
         assert message in str(failures[server.name])
-        with pytest.raises(RuntimeError, match="nothing whole"):
+        with pytest.raises(EngineError, match="nothing whole"):
             server.serve()
     del server.update
 
@@ -237,7 +250,7 @@ def test_a_full_shared_memory_says_what_to_do(servers):
     pusher = make_pusher("shared_memory", None)
     with pytest.raises(WeightTransferError, match=r"MiB of /dev/shm.*got .* free: lower engine.sync.bucket_mib.*shm-size"):
         pusher.push([("huge", huge)], servers=servers, policy_version=0)
-    with pytest.raises(RuntimeError, match="nothing whole"):
+    with pytest.raises(EngineError, match="nothing whole"):
         servers[0].serve()
     assert pusher.push(weights().items(), servers=servers, policy_version=1) == {}
     pusher.close()

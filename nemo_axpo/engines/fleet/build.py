@@ -9,11 +9,13 @@ from typing import Any
 
 from transformers import Qwen3VLConfig
 
+from nemo_axpo.config.schema import SyncConfig
 from nemo_axpo.engines.fleet.fleet import FleetEngine, FleetSettings
 from nemo_axpo.engines.fleet.protocol import ServerClient, WeightPusher
 from nemo_axpo.engines.request_checks import RequestChecks
 from nemo_axpo.engines.weight_checks import WeightChecks
 from nemo_axpo.errors import ConfigError
+from nemo_axpo.weight_sync.build import SyncSettings
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class ServerOptions:
     settings: FleetSettings = field(default_factory=FleetSettings)
     control_key: str | None = field(default=None, repr=False)
     """Secret that signs control calls."""
+    sync: SyncSettings = field(default_factory=SyncConfig)
+    """How weights are pushed to them."""
 
 
 def build_fleet(

@@ -81,6 +81,16 @@ class FleetEngine:
         """What happened on every server since the last call."""
         return tuple(server.take_report() for server in self._servers.values())
 
+    @property
+    def num_buckets(self) -> int:
+        """Of the last ``load_weights``."""
+        return self._pusher.num_buckets
+
+    @property
+    def bucket_bytes(self) -> int:
+        """Most bytes of a bucket of weights, but for a single larger tensor."""
+        return self._pusher.bucket_bytes
+
     async def generate(self, request: GenerationRequest) -> Completion:
         """Samples one completion (see the protocol), on as many servers in turn as it takes.
 
@@ -241,14 +251,7 @@ class FleetEngine:
         A server that fails is out until a later push. ValueError for a tensor that is unknown, misshapen or missing;
         EngineError when no server took the weights. Nothing is served after either until a push succeeds.
         """
-        self._check_open()
-        self._leave_stopped_loop()
-        if self._num_active:
-            raise EngineError(
-                f"load_weights needs an idle engine, got {self._num_active} requests in flight: a completion has one "
-                "policy version; await or cancel them first"
-            )
-        self._policy_version = None
+        self._forget_weights()
         answering = self._answering()
         failures = self._pusher.push(
             self._weight_checks.checked(named_tensors),
@@ -265,6 +268,39 @@ class FleetEngine:
             raise EngineError(f"no generation server took the weights:\n{self._describe()}")
         self._router.forget_homes()
         self._policy_version = policy_version
+
+    def adopt_weights(self, *, policy_version: int) -> None:
+        """Takes over the weights that another replica has pushed to the same servers. Needs an idle engine.
+
+        A server that does not say that it holds them is out until a later push; EngineError when none does.
+        """
+        self._forget_weights()
+        for server in self._answering():
+            try:
+                held = server.client.health().policy_version
+            except EngineError as error:
+                self._miss_push(server, error)
+                continue
+            if held == policy_version:
+                self._admit(server)
+            else:
+                said = "does not say which weights it holds" if held is None else f"holds weights {held}"
+                self._miss_push(server, EngineError(f"it {said}, and weights {policy_version} were pushed"))
+        if all(server.state is not ServerState.UP for server in self._servers.values()):
+            cure = "give every replica a server of its own: at least as many engine.servers as replicas"
+            raise EngineError(f"no shared server holds the new weights:\n{self._describe()}\n{cure}")
+        self._router.forget_homes()
+        self._policy_version = policy_version
+
+    def _forget_weights(self) -> None:
+        self._check_open()
+        self._leave_stopped_loop()
+        if self._num_active:
+            raise EngineError(
+                f"load_weights needs an idle engine, got {self._num_active} requests in flight: a completion has one "
+                "policy version; await or cancel them first"
+            )
+        self._policy_version = None
 
     def _answering(self) -> list[Server]:
         """The servers that answer, asked all at once; the others are out."""

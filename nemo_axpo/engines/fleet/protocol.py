@@ -32,7 +32,6 @@ class ServerClient(Protocol):
     @property
     def name(self) -> str:
         """The server's URL, for messages and metrics."""
-
     def check(self) -> None:
         """Whether this server may be used at all; called once, before training.
 
@@ -71,6 +70,11 @@ class ServerClient(Protocol):
 
 class WeightPusher(Protocol):
     """Brings weights to several servers at once; one implementation per transport."""
+
+    num_buckets: int
+    """Of the last push."""
+    bucket_bytes: int
+    """Most bytes of a bucket, but for a single larger tensor."""
 
     def push(
         self, named_tensors: Iterable[tuple[str, Any]], *, servers: Sequence[ServerClient], policy_version: int

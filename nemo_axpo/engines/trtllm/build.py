@@ -16,8 +16,6 @@ from nemo_axpo.engines.trtllm.client import TrtllmClient
 from nemo_axpo.engines.trtllm.pusher import Device, HandlePusher, cuda_devices
 from nemo_axpo.errors import ConfigError, rule_message
 
-BUCKET_BYTES = 256 * 2**20
-
 
 def build_trtllm(
     hf_config: Qwen3VLConfig,
@@ -29,7 +27,7 @@ def build_trtllm(
     servers: ServerOptions,
 ) -> FleetEngine:
     """ConfigError where a server cannot be used, or this process sees no GPU to hand weights over on."""
-    pusher = HandlePusher(weight_devices(), bucket_bytes=BUCKET_BYTES)
+    pusher = HandlePusher(weight_devices(), bucket_bytes=servers.sync.bucket_mib * 2**20)
     return build_fleet(
         make_clients(
             hf_config,

@@ -45,13 +45,14 @@ class HandlePusher:
     def __init__(self, devices: Sequence[Device], *, bucket_bytes: int) -> None:
         """``bucket_bytes``: of one bucket on each device; a larger tensor is a bucket of its own."""
         assert devices, "there is a device to push to"
-        self._devices, self._bucket_bytes = devices, bucket_bytes
+        self._devices, self.bucket_bytes, self.num_buckets = devices, bucket_bytes, 0
 
     def push(
         self, named_tensors: Iterable[tuple[str, Tensor]], *, servers: Sequence[ServerClient], policy_version: int
     ) -> Mapping[str, Exception]:
         """Every bucket goes to all servers at once; its memory is free again when the last one has taken it."""
         failures: dict[str, Exception] = {}
+        self.num_buckets = 0
         with ThreadPoolExecutor(max(1, len(servers))) as threads:
 
             def on_all(call: Callable[[ServerClient], None]) -> None:
@@ -59,7 +60,8 @@ class HandlePusher:
                 failures.update({name: error for name, answer in asked.items() if (error := _failure(answer))})
 
             on_all(lambda server: server.start_update({}))
-            for bucket in pack(named_tensors, bucket_bytes=self._bucket_bytes):
+            for bucket in pack(named_tensors, bucket_bytes=self.bucket_bytes):
+                self.num_buckets += 1
                 named = [(e.name, tensor) for e, tensor in zip(bucket.layout.entries, bucket.tensors, strict=True)]
                 placed = {device: [(name, device.place(tensor)) for name, tensor in named] for device in self._devices}
                 message = {device.uuid: _encode(tensors, device.handle) for device, tensors in placed.items()}
