@@ -11,7 +11,7 @@ What agrees and what does not names the cause. Every rank takes part; nothing he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

@@ -241,3 +241,27 @@ class TestRouting:
 
 async def _all(fleet: FleetEngine, requests) -> list:
     return await asyncio.gather(*(fleet.generate(one) for one in requests))
+
+
+class TestSharedServers:
+    """Replicas of the trainer that share servers: another one has pushed."""
+
+    def test_weights_that_another_replica_pushed_are_taken_over(self, fleet_of, store):
+        fleet, servers = fleet_of()
+        for server in servers[:2]:
+            server.load(WEIGHTS, policy_version=4)
+        fleet.adopt_weights(policy_version=4)
+        completions = run(fleet, *rollout_requests(store))
+        assert fleet.policy_version == 4 and {c.policy_version for c in completions} == {4}
+        assert not reports_of(fleet)["2"].is_up
+
+    @pytest.mark.parametrize("says_version", [True, False])
+    def test_servers_that_do_not_show_them_are_refused(self, fleet_of, store, says_version):
+        fleet, servers = fleet_of()
+        for server in servers:
+            server.says_version = says_version
+        said = "holds weights 3" if says_version else "does not say which weights it holds"
+        with pytest.raises(EngineError, match=f"(?s)no shared server.*{said}.*at least as many engine.servers as replicas"):
+            fleet.adopt_weights(policy_version=4)
+        with pytest.raises(EngineError, match="no complete weights"):
+            run(fleet, *rollout_requests(store)[:1])
