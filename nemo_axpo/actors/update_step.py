@@ -23,7 +23,13 @@ from nemo_axpo.types import TrainBatch
 
 _LOSS, _ENTROPY = "loss", "entropy"
 _COUNTS = tuple(f"batch/{field.name}" for field in fields(PackingCounts))
-_ENGINE = ("engine/logprob_diff_mean", "engine/kl", "engine/logprob_diff_max")
+_ENGINE = (
+    "engine/logprob_diff_mean",
+    "engine/kl",
+    "engine/ratio_mean",
+    "engine/logprob_diff_max",
+    "engine/ratio_max",
+)
 
 
 @dataclass(frozen=True)
@@ -85,17 +91,14 @@ class UpdateStep:
 
 
 def engine_difference(trainer_L: Tensor, *, engine_L: Tensor) -> dict[str, Tensor]:
-    """How far the trainer's log-probs are from the engine's that sampled the tokens: two sums and a maximum.
+    """How far the trainer's log-probs are from the engine's that sampled the tokens: three sums and two maxima.
 
-    ``kl`` is the k3 estimate of KL(engine‖trainer): per token ``exp(d) - d - 1`` with ``d = trainer - engine``.
+    ``ratio`` is trainer ÷ engine, the importance weight of a token; its mean is 1 where they sample the same. ``kl`` is the k3 estimate of KL(engine‖trainer): per token ``exp(d) - d - 1`` with ``d = trainer - engine``.
     """
     difference_L = trainer_L - engine_L
-    mean, kl, largest = _ENGINE
-    return {
-        mean: difference_L.abs().sum(),
-        kl: (difference_L.exp() - difference_L - 1).sum(),
-        largest: difference_L.abs().amax(),
-    }
+    ratio_L = difference_L.exp()
+    sums = (difference_L.abs().sum(), (ratio_L - difference_L - 1).sum(), ratio_L.sum())
+    return dict(zip(_ENGINE, (*sums, difference_L.abs().amax(), ratio_L.amax()), strict=True))
 
 
 def step_metrics(

@@ -126,7 +126,7 @@ class Agent:
         seed = turn_seed(
             job.seed, question_id=job.question.question_id, rollout=job.index, branch=job.branch, turn=turn
         )
-        sampling = replace(self._sampling, max_new_tokens=room)
+        sampling, version = replace(self._sampling, max_new_tokens=room), self._engine.policy_version
         try:
             async with asyncio.timeout_at(deadline):
                 request = GenerationRequest(f"{job.rollout_id}/t{turn}", row, sampling, seed)
@@ -135,6 +135,11 @@ class Agent:
             return Completion((), (), "time", self._engine.policy_version)
         if completion.finish_reason == "aborted":
             raise EngineError(f"the engine aborted request {request.request_id}")
+        if completion.policy_version != version:
+            raise EngineError(
+                f"a completion of the policy's version {version} was asked for; request {request.request_id} got one of "
+                f"{completion.policy_version}: it is refused; restart a server that this happens on again"
+            )
         return completion
 
     def _read(self, delta: RenderedTokens, completion: Completion) -> Turn:

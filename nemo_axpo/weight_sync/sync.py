@@ -108,6 +108,7 @@ class WeightSync:
         if self._is_pusher:
             try:
                 self._engine.load_weights(stream, policy_version=self._actor.policy_version)
+                self._check_version()
             except Exception as caught:  # noqa: BLE001 - every rank must learn of it before one of them stops
                 error = caught
         num_bytes = stream.num_bytes
@@ -123,12 +124,19 @@ class WeightSync:
         )
         return record, error
 
+    def _check_version(self) -> None:
+        """Rollouts refuse completions of another version than the engine's, hence that must be the actor's."""
+        held, pushed = self._engine.policy_version, self._actor.policy_version
+        if held != pushed:
+            raise EngineError(f"the engine must hold the version that was pushed, {pushed}; it says {held}: restart it")
+
     def _take_over(self) -> None:
         """Replicas that share servers with the one that pushed: their engines check and adopt the version."""
         error: Exception | None = None
         if self._engine is not None and not self._is_pusher:
             try:
                 self._engine.adopt_weights(policy_version=self._actor.policy_version)
+                self._check_version()
             except EngineError as caught:
                 error = caught
         text = f"replica {self._replicas.index}: {error}" if error else ""

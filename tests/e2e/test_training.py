@@ -13,7 +13,7 @@ METRICS = {
     "rollout": "accuracy tool_use tool_accuracy direct_accuracy all_wrong all_wrong_after recovery num_rollouts "
     "num_resamples tokens turns truncated",
     "update": "loss policy_loss kl clip_fraction ratio_mean entropy grad_norm lr num_loss_tokens num_samples",
-    "engine": "logprob_diff_mean logprob_diff_max kl",
+    "engine": "logprob_diff_mean logprob_diff_max kl ratio_mean ratio_max",
     "sync": "seconds bytes bytes_per_s buckets bucket_mib proof proof_s",
     "time": "rollout_s update_s sync_s step_s",
     "batch": "padding sharing imbalance",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 
@@ -113,6 +114,10 @@ def test_metrics_are_means_over_trained_tokens(checkpoint):
     assert metrics["engine/logprob_diff_mean"] == pytest.approx(expected, rel=1e-3)
     assert metrics["engine/logprob_diff_max"] == pytest.approx(0.06, rel=1e-3)
     assert 0 < metrics["engine/kl"] < 1e-3
+    ratios = [math.exp(0.01 * (number + 1)) for number in range(6)]
+    mean_ratio = sum(ratio * count for ratio, count in zip(ratios, counts)) / sum(counts)
+    assert metrics["engine/ratio_mean"] == pytest.approx(mean_ratio, rel=1e-4)
+    assert metrics["engine/ratio_max"] == pytest.approx(math.exp(0.06), rel=1e-4)
     assert 0 < metrics["update/entropy"] < 4.6
     assert metrics["update/ratio_mean"] == pytest.approx(1.0) and metrics["update/lr"] == 1e-2
     assert actor.policy_version == 1

@@ -110,6 +110,7 @@ class Engine:
         self.log = log
 
     def load_weights(self, named_tensors, *, policy_version):
+        self.policy_version = policy_version
         self.log.append(("sync", [(name, int(tensor)) for name, tensor in named_tensors], policy_version))
 
 

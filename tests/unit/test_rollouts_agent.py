@@ -172,6 +172,13 @@ def test_failing_infrastructure_loses_the_rollout(reply, tools, caplog):
     assert rollout.status is RolloutStatus.LOST and "q7/0 is lost" in caplog.text
 
 
+def test_a_completion_of_another_version_is_refused(caplog):
+    engine = ScriptedEngine(by_turn(Completion((1, 2), (-0.1, -0.1), "stop", 4)))
+    rollout = roll_out(engine)
+    assert rollout.status is RolloutStatus.LOST and rollout.turns == ()
+    assert f"version {engine.policy_version} was asked for; request q7/0/t0 got one of 4: it is refused" in caplog.text
+
+
 def test_a_bug_is_a_crash():
     with pytest.raises(ZeroDivisionError):
         roll_out(ScriptedEngine(by_turn(ZeroDivisionError())))

@@ -70,7 +70,7 @@ def make_engine(model, store) -> HfEngine:
         max_num_seqs=16,
         max_model_len=LIMITS.max_row_tokens,
     )
-    engine.load_weights(model.state_dict().items(), policy_version=3)
+    engine.load_weights(model.state_dict().items(), policy_version=5)
     return engine
 
 
@@ -118,7 +118,7 @@ def test_the_crop_reaches_the_model_and_logprobs_agree_with_one_forward(model):
     for rollout in rollouts:
         expected, start = forward_logprobs(model, rollout, store), len(rollout.token_ids)
         start -= len(rollout.turns[-1].completion.token_ids)
-        assert rollout.turns[-1].completion.policy_version == 3
+        assert rollout.turns[-1].completion.policy_version == 5
         torch.testing.assert_close(torch.tensor(rollout.logprobs)[start:], expected[start:], atol=2e-5, rtol=0)
     for row in continuations:
         expected, start = forward_logprobs(model, row, store), row.prefix.num_tokens

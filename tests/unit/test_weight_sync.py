@@ -37,11 +37,13 @@ class Engine:
                 next(named_tensors)
             raise self.errors.pop(0)
         self.loaded.append((dict(named_tensors), policy_version))
+        self.policy_version = policy_version
 
     def adopt_weights(self, *, policy_version):
         if self.errors:
             raise self.errors.pop(0)
         self.adopted.append(policy_version)
+        self.policy_version = policy_version
 
 
 class BucketEngine(Engine):
@@ -132,6 +134,14 @@ def test_a_second_failure_ends_the_run():
 def test_an_engine_in_process_has_one_chance():
     with pytest.raises(EngineError, match="needs an idle engine"):
         WeightSync(Actor(), Engine(EngineError("needs an idle engine"), EngineError("never"))).push()
+
+
+def test_an_engine_that_keeps_its_version_is_refused():
+    class Forgetful(Engine):
+        policy_version = property(lambda self: 3, lambda self, value: None)
+
+    with pytest.raises(EngineError, match="must hold the version that was pushed, 4; it says 3"):
+        WeightSync(Actor(), Forgetful()).push()
 
 
 # --------------------------------------------------------------------------------------------------------- shared servers
