@@ -37,7 +37,9 @@ setup(
         "rich>=13",
         "safetensors>=0.4.5",
         "scipy>=1.11",
+        "starlette>=0.40",
         "tensorboard>=2.16",
+        "uvicorn>=0.30",
     ],
     extras_require={
         "nemo": ["nemo-toolkit==2.4.1", "lightning<2.6"],

@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_journal(subparsers)
     _add_report(subparsers)
     _add_plan(subparsers)
+    _add_tool_server(subparsers)
     _add_quickstart(subparsers)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--traceback", action="store_true", help="show where an error came from")
@@ -134,6 +135,20 @@ def _add_doctor(subparsers: argparse._SubParsersAction) -> None:
     )
     _add_config_options(parser)
     parser.set_defaults(run=_doctor)
+
+
+def _add_tool_server(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "tool-server",
+        help="run tools for trainers on other machines",
+        description="Serves the tools of tools.names over HTTP to clients that know the token (NEMO_AXPO_TOOL_TOKEN).",
+        epilog="example: NEMO_AXPO_TOOL_TOKEN=… nemo-axpo tool-server tools.names=[python] --host 0.0.0.0 --port 8900",
+    )
+    _add_config_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8900, help="0 takes a free one and prints it (default: %(default)s)")
+    parser.add_argument("--max-concurrent-calls", type=int, default=16, metavar="N", help="further ones wait (default: 16)")
+    parser.set_defaults(run=_tool_server)
 
 
 def _add_export(subparsers: argparse._SubParsersAction) -> None:
@@ -251,6 +266,14 @@ def _doctor(options: argparse.Namespace) -> None:
     from nemo_axpo.canaries.doctor import run_doctor
 
     run_doctor(config)
+
+
+def _tool_server(options: argparse.Namespace) -> None:
+    from nemo_axpo.tools.server.command import serve
+
+    config = _composed_config(options, settings={})
+    _check(config, needs_policy=False)
+    serve(config, host=options.host, port=options.port, max_concurrent_calls=options.max_concurrent_calls)
 
 
 def _export(options: argparse.Namespace) -> None:

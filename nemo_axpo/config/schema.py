@@ -257,6 +257,8 @@ class ToolsConfig(Section):
     ``path/to/file.py:factory`` of one's own."""
     options: dict[str, dict[str, Any]] = {}
     """Keyword arguments of one's own tools, by their entry in ``names``."""
+    servers: dict[str, tuple[str, ...]] = {}
+    """Tools that run on tool servers (``nemo-axpo tool-server``): addresses by tool name."""
     python: PythonToolConfig = PythonToolConfig()
     min_crop_side: Count | None = None
     """Shortest side of a crop in pixels; a smaller box grows around its centre. null: one vision token."""

@@ -24,6 +24,8 @@ from nemo_axpo.tools.base import Tool
 
 def build_tool(name: str, *, config: ToolsConfig, images: ImageStore) -> Tool:
     """ValueError for a name that is neither, or a factory that returns no tool."""
+    if name in config.servers:
+        return _remote(name, config, images)
     if name in _BUILT_IN:
         return _BUILT_IN[name](config, images)
     if ":" not in name:
@@ -37,13 +39,20 @@ def build_tool(name: str, *, config: ToolsConfig, images: ImageStore) -> Tool:
 
 
 def check_options(config: ToolsConfig) -> list[str]:
-    """Problems of ``tools.options``: entries that no tool reads."""
-    names = ", ".join(config.names)
+    """Problems of ``tools.options`` and ``tools.servers``: entries that no tool reads."""
+    cure = f"use one of {', '.join(config.names)}"
+    unread = [name for name in config.options if name not in config.names or name in _BUILT_IN]
+    unasked = [name for name, urls in config.servers.items() if name not in config.names or not urls]
     return [
-        rule_message("tools.options is read by one's own tools in tools.names", got=repr(name), cure=f"use one of {names}")
-        for name in config.options
-        if name not in config.names or name in _BUILT_IN
+        *(rule_message("tools.options is read by one's own tools in tools.names", got=repr(n), cure=cure) for n in unread),
+        *(rule_message("tools.servers names servers of tools in tools.names", got=repr(n), cure=cure) for n in unasked),
     ]
+
+
+def _remote(name: str, config: ToolsConfig, images: ImageStore) -> Tool:
+    from nemo_axpo.tools.server.client import RemoteTool
+
+    return RemoteTool(name, urls=config.servers[name], image_store=images, timeout_s=config.timeout_s)
 
 
 def _zoom(config: ToolsConfig, images: ImageStore) -> Tool:

@@ -1,4 +1,4 @@
-"""Attempts to break out of an interpreter, each harmless where it succeeds: it stops at proof, and undoes nothing else.
+"""Attempts to break out of an interpreter, each harmless where it succeeds, even for root: it stops at proof and cleans up.
 
 A cell proves a break-out by printing ``ESCAPED``, or the stage sees it from outside (a file written, a process killed). Names
 in braces, as ``{secret!r}``, are what there is to reach for outside; :meth:`Attempt.cell` fills them in.
@@ -117,7 +117,7 @@ def _resources() -> list[tuple[str, str]]:
         ("start 1000 threads", _proves("len(t) == 1000", before="import threading, time\nt = []\nfor _ in range(1000):\n    x = threading.Thread(target=time.sleep, args=(2,), daemon=True); x.start(); t.append(x)")),
         ("write a file of 100 MiB", _proves("os.path.getsize('big') == 100 << 20", before="import os\nwith open('big', 'wb') as f:\n    for _ in range(100): f.write(bytes(1 << 20))")),
         ("write 100 MiB in many files", _proves("True", before="for n in range(100): open(f'f{n}', 'wb').write(bytes(1 << 20))")),
-        ("make 10,000 files", _proves("True", before="for n in range(10000): open(f'e{n}', 'w').close()")),
+        ("make 3000 files", _proves("True", before="for n in range(3000): open(f'e{n}', 'w').close()")),
         ("open 2000 files", _proves("len(f) == 2000", before="f = [open('/dev/null') for _ in range(2000)]")),
         ("raise its own limits", _proves("resource.setrlimit(resource.RLIMIT_AS, (-1, -1)) is None and resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)) is None", before="import resource")),
         ("print 200 MB", "for _ in range(200): print('x' * 10**6)"),
@@ -135,15 +135,15 @@ def _kernel() -> list[tuple[str, str]]:
     return [
         ("become root", _proves("os.setuid(0) is None", before="import os")),
         ("make a user namespace", _proves("libc.unshare(0x10000000) == 0", before=_CTYPES)),
-        ("mount a file system", _proves("libc.mount(b'tmpfs', os.getcwd().encode(), b'tmpfs', 0, None) == 0", before=_CTYPES)),
+        ("mount a file system", _proves("libc.mount(b'tmpfs', b'm', b'tmpfs', 0, None) == 0 and libc.umount2(b'm', 2) == 0", before=_CTYPES + "os.mkdir('m')")),
         ("change the root directory", _proves("os.chroot('.') is None", before="import os")),
-        ("make a device", _proves("os.mknod('d', 0o20666, os.makedev(1, 1)) is None", before="import os, stat")),
+        ("make a device", _proves("os.mknod('d', 0o20666, os.makedev(1, 3)) is None and os.remove('d') is None", before="import os")),
         ("load a BPF program", _proves("libc.syscall(321, 5, buf, 72) >= 0", before=_CTYPES + "buf = ctypes.create_string_buffer(bytes([1, 0, 0, 0, 2, 0, 0, 0]) + bytes(64))")),
         ("count events of the machine", _proves("libc.syscall(298, 0, -1, 0, -1, 0) >= 0 or ctypes.get_errno() not in (1, 13)", before=_CTYPES)),
         ("make an io_uring", _proves("libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0", before=_CTYPES)),
         ("use the key ring", _proves("libc.syscall(250, 0, -3, 1) >= 0", before=_CTYPES)),
         ("see the kernel's messages", _proves("libc.klogctl(3, ctypes.create_string_buffer(99), 99) > 0", before=_CTYPES)),
-        ("set the clock", _proves("libc.syscall(227, 0, (ctypes.c_long * 2)(0, 0)) == 0 or ctypes.get_errno() != 1", before=_CTYPES)),
+        ("set the clock", _proves("libc.syscall(227, 0, now) == 0 or ctypes.get_errno() != 1", before=_CTYPES + "import time; now = (ctypes.c_long * 2)(int(time.time()), 0)")),
         ("take its filter off", _proves("libc.prctl(22, 0, 0, 0, 0) == 0", before=_CTYPES)),
     ]  # fmt: skip
 
