@@ -27,6 +27,7 @@ from nemo_axpo.engines.base import Engine
 from nemo_axpo.engines.fleet.build import ServerOptions
 from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.registry import create_engine
+from nemo_axpo.errors import rule_message
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config
@@ -43,6 +44,7 @@ from nemo_axpo.weight_sync.shares import server_share
 from nemo_axpo.weight_sync.sync import WeightSync
 from nemo_axpo.world.questions import SOURCE, QuestionStream
 from nemo_axpo.world.scene import SceneStyle
+from nemo_axpo.world.specks import SPECKS, SpeckStream
 
 if TYPE_CHECKING:
     from nemo_axpo.actors.actor import Actor
@@ -86,10 +88,13 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools)
 
 
-def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream:
+def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream | SpeckStream:
     """A stream of questions; its name separates training, evaluation and warm start under one seed."""
+    if config.data.name == SPECKS:
+        return SpeckStream(stream, seed=seed, image_store=images)
     if config.data.name != SOURCE:
-        raise ValueError(f"data.name must be {SOURCE!r}; got {config.data.name!r}: other readers do not exist yet")
+        rule = f"data.name must be one of {SOURCE}, {SPECKS}"
+        raise ValueError(rule_message(rule, got=repr(config.data.name), cure="other readers do not exist yet"))
     world = config.world
     style = SceneStyle(dots=world.dots, tint=world.tint, daylight=world.daylight)
     return QuestionStream(stream, seed=seed, style=style, image_store=images)
@@ -164,7 +169,7 @@ def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperat
 
 def build_verifiers() -> VerifierRegistry:
     """Verifiers by data source."""
-    return VerifierRegistry({SOURCE: ExactMatch()})
+    return VerifierRegistry({SOURCE: ExactMatch(), SPECKS: ExactMatch()})
 
 
 def build_algorithm(config: Config) -> Algorithm:

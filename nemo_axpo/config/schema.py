@@ -35,7 +35,7 @@ class DataConfig(Section):
     """Which questions are asked."""
 
     name: str = "world"
-    """Data source; ``world`` is the embedded world."""
+    """Data source; ``world`` and ``world_specks`` are the embedded world's two tasks."""
     num_questions_per_step: Count = 16
     """B: questions of one step of the whole job."""
 

@@ -83,7 +83,7 @@ def test_the_style_of_the_world_reaches_the_pictures(build):
 
 def test_an_unknown_source(build):
     config, bench = build("data.name=pictures")
-    with pytest.raises(ValueError, match="data.name must be 'world'; got 'pictures'"):
+    with pytest.raises(ValueError, match="data.name must be one of world, world_specks; got 'pictures'"):
         assembly.build_questions(config, stream="train", seed=0, images=bench.images)
 
 
