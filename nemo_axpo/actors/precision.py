@@ -61,6 +61,8 @@ class Fp8Settings:
             "fp8_amax_history_len": self.amax_history_len,
             "fp8_amax_compute_algo": self.amax_compute_algo,
             "fp8_wgrad": self.wgrad,
+            # Maxima are exchanged in every pass, and replicas do not run equally many: over all of them it would hang.
+            "tp_only_amax_red": True,
             "first_last_layers_bf16": self.first_last_layers_bf16,
             "num_layers_at_start_in_bf16": self.num_layers_at_start_in_bf16,
             "num_layers_at_end_in_bf16": self.num_layers_at_end_in_bf16,

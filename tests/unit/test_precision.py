@@ -38,6 +38,13 @@ def test_every_field_reaches_megatrons_configuration():
     assert (config.fp8_wgrad, config.fp8_param, config.first_last_layers_bf16) == (False, False, False)
 
 
+def test_replicas_do_not_wait_for_each_others_maxima():
+    """Delayed scaling exchanges maxima after every pass; a replica with fewer micro-batches would leave the others waiting."""
+    assert transformer_config(
+        tiny_config(), dtype=torch.bfloat16, **Fp8Settings().transformer_fields()
+    ).tp_only_amax_red
+
+
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
 def test_first_and_last_layers_in_bf16(recipe):
     from megatron.core.fp8_utils import is_first_last_bf16_layer
