@@ -26,8 +26,10 @@ _FULL = 0.9
 _CURES = {
     "weights": "a larger actor.tensor_parallel or actor.pipeline_parallel",
     "reference": "loss.kl_coef=0",
+    "fp8_weights": "a larger actor.tensor_parallel or actor.pipeline_parallel",
+    "gradients": "a larger actor.tensor_parallel or actor.pipeline_parallel",
     "optimizer": "more replicas with actor.distributed_optimizer=true",
-    "engine_weights": "an engine on other GPUs",
+    "engine_weights": "an engine on other GPUs (engine.servers)",
     "engine_cache": "a smaller engine.max_num_seqs or engine.max_model_len",
     "inputs": "a smaller actor.micro_batch_tokens",
     "logits": "a smaller actor.logprob_chunk_tokens",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_axpo.config.schema import EngineConfig
+from nemo_axpo.engines.names import SERVER_ENGINES
 from nemo_axpo.plan.parameters import whole_model
 from nemo_axpo.plan.settings import BYTES
 from nemo_axpo.plan.sizes import ModelSizes
@@ -21,11 +22,13 @@ class EngineMemory:
 
 
 def engine_memory(config: EngineConfig, *, sizes: ModelSizes) -> EngineMemory:
-    """Of the embedded engine: a second copy of the weights, and a preallocated cache.
+    """Of the embedded engine: a second copy of the weights, and a preallocated cache. Servers have GPUs of their own: nothing.
 
     The cache holds ``engine.max_model_len`` positions for every running sequence, and as many again for sequences that
     ended and are kept for their prefixes.
     """
+    if config.name in SERVER_ENGINES:
+        return EngineMemory(0.0, 0.0, 0.0)
     value_bytes = BYTES[config.dtype]
     per_position = 2 * sizes.num_layers * sizes.group_width * value_bytes
     per_sequence = 2 * config.max_model_len * per_position

@@ -52,7 +52,8 @@ class RankMemory:
     @property
     def held(self) -> float:
         """What is there at any time."""
-        return self.weights + self.reference + self.gradients + self.optimizer + self.engine_weights + self.engine_cache
+        trainer = self.weights + self.reference + self.fp8_weights + self.gradients + self.optimizer
+        return trainer + self.engine_weights + self.engine_cache
 
     @property
     def total(self) -> float:

@@ -64,7 +64,18 @@ def test_fp8_copies_by_hand():
     overrides = ["device=cuda", "actor.dtype=bfloat16", "actor.fp8.recipe=blockwise"]
     (stage,) = plan_of(*overrides).stages
     assert stage.memory.fp8_weights == 2 * 2 * whole_model(SIZES).language
-    assert plan_of(*overrides, "loss.kl_coef=0").stages[0].memory.fp8_weights == 2 * whole_model(SIZES).language
+    without = plan_of(*overrides, "loss.kl_coef=0").stages[0].memory
+    assert without.fp8_weights == 2 * whole_model(SIZES).language
+    assert without.held == without.weights + without.fp8_weights + without.gradients + without.optimizer + (
+        without.engine_weights + without.engine_cache
+    )
+
+
+def test_servers_take_no_memory_of_the_trainer():
+    (colocated,), (served,) = plan_of().stages, plan_of("engine=trtllm", "engine.servers=[http://a:1]").stages
+    assert (served.memory.engine_weights, served.memory.engine_cache) == (0, 0)
+    held = colocated.memory.engine_weights + colocated.memory.engine_cache
+    assert colocated.memory.total - served.memory.total == pytest.approx(held) and held > 0
 
 
 def test_micro_batches_in_flight_under_1f1b():
