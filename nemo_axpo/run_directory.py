@@ -47,8 +47,16 @@ RESUMABLE_CHANGES = (
     "actor.recompute",
     "actor.micro_batch_tokens",
     "actor.logprob_chunk_tokens",
+    "actor.transformer_impl",
+    "engine.servers",
+    "engine.request_timeout_s",
+    "engine.max_retries",
+    "engine.health_every_s",
+    "engine.max_outage_s",
+    "engine.sync",
 )
-"""Keys that may differ when a run is resumed: of the numbers of a step they change at most the last digits."""
+"""Keys that may differ when a run is resumed: of the numbers of a step they change at most the last digits. A job that is
+queued again finds its servers on other hosts."""
 _STEP_FILE = re.compile(r"step_(\d+)\.jsonl")
 
 

@@ -85,6 +85,16 @@ def test_a_longer_run_may_resume(tmp_path):
         assert load_saved_config(run.config_path).train.num_steps == 999
 
 
+def test_a_run_resumes_with_servers_on_other_hosts_and_other_layers(tmp_path):
+    served = ("engine=trtllm", "engine.servers=[http://a:8000]")
+    with open_run_directory(config_in(tmp_path, *served)) as run:
+        run.write_evaluation("initial", {})
+    moved = ("engine=trtllm", "engine.servers=[http://b:8000,http://c:8000]", "engine.sync.timeout_s=60")
+    with open_run_directory(config_in(tmp_path, *moved, "actor.transformer_impl=local"), resume=True) as run:
+        assert load_saved_config(run.config_path).engine.servers == ("http://b:8000", "http://c:8000")
+    assert "engine.name: trtllm -> hf" in refusal(config_in(tmp_path), resume=True)
+
+
 def test_a_directory_with_other_files_stays_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     assert "holds thesis.tex" in refusal(config_in(tmp_path))
