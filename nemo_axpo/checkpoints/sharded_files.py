@@ -10,6 +10,7 @@ writes its file itself, in place or in a thread of its own, and the ranks agree 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
@@ -42,6 +43,8 @@ from nemo_axpo.errors import CheckpointError, rule_message
 
 cpu_shim.install()  # for the modules imported just now
 
+logger = logging.getLogger(__name__)
+
 WRITE_ERRORS = (OSError, RuntimeError)
 """A full or failing disk; torch.save reports it as either."""
 _SAME_CONFIG = "resume with the configuration that wrote it"
@@ -72,11 +75,14 @@ class ShardedSave:
     def write(self, *, other_files: tuple[str, ...] = ()) -> None:
         """Writes this rank's shards; ``other_files``: what else this rank has put into the directory.
 
-        An error is kept for :meth:`finish`, in which all ranks learn of it.
+        An error is kept for :meth:`finish`, in which all ranks learn of it: any error, because one that ended the thread
+        unseen would let a checkpoint be published without this rank's file.
         """
         try:
             self._files = describe(self._directory, (*self._writer.write(), *other_files))
-        except WRITE_ERRORS as error:
+        except Exception as error:
+            if not isinstance(error, WRITE_ERRORS):
+                logger.exception("writing %s failed, and not for its disk", self._directory)
             self._error = error
 
     def start(self, *, other_files: tuple[str, ...] = ()) -> None:
@@ -96,7 +102,7 @@ class ShardedSave:
         """
         if self._thread is not None:
             self._thread.join()
-        error = None if self._error is None else str(self._error) or repr(self._error)
+        error = None if self._error is None else _text(self._error)
         outcomes = self._ranks.exchange((self._files, self._writer.results, error))
         self._ranks.raise_first([text for *_, text in outcomes], cause=self._error)
         files = {name: entry for part, _, _ in outcomes for name, entry in part.items()}
@@ -111,6 +117,11 @@ class ShardedSave:
         torch.save({}, self._directory / _COMMON_FILE)
         save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
         return describe(self._directory, (_METADATA_FILE, _COMMON_FILE, _FORMAT_FILE))
+
+
+def _text(error: Exception) -> str:
+    """What a failing disk says, as it is; of anything else the kind too."""
+    return str(error) or repr(error) if isinstance(error, WRITE_ERRORS) else repr(error)
 
 
 def load_tensors(

@@ -75,8 +75,11 @@ class CheckpointStore:
         self._pending: _PendingSave | None = None
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint directory, ascending; contents are judged by :meth:`read`."""
-        return publishing.published_steps(self._directory)
+        """Steps with a complete checkpoint directory, ascending; contents are judged by :meth:`read`.
+
+        As rank 0 sees them: other nodes may remember an older listing, and ranks that disagree would resume apart.
+        """
+        return self._ranks.on_main(lambda: publishing.published_steps(self._directory), errors=())
 
     def path_of(self, step: int) -> Path:
         """Directory of the checkpoint after ``step`` steps."""
@@ -150,7 +153,7 @@ class CheckpointStore:
 
     def _verified(self, step: int) -> Checkpoint:
         path = self.path_of(step)
-        record = manifest.read_state(path)
+        record = self._ranks.on_main(lambda: manifest.read_state(path), errors=(Damaged,))
         share = dict(sorted(record["files"].items())[self._ranks.index :: self._ranks.count])
         self._ranks.together(lambda: manifest.verify_files(path, files=share), errors=(Damaged,))
         return Checkpoint(step, path, record["state"], self._ranks)
@@ -162,7 +165,11 @@ class CheckpointStore:
         return f"remove {self.path_of(damaged_step)} to continue from the good {self.path_of(good)}"
 
     def _newest_good(self, *, before: int) -> int | None:
-        for step in reversed([step for step in self.steps() if step < before]):
+        """As rank 0 finds it; ranks wait for each other here, so none may look for itself."""
+        return self._ranks.on_main(lambda: self._find_good(before=before), errors=())
+
+    def _find_good(self, *, before: int) -> int | None:
+        for step in reversed([step for step in publishing.published_steps(self._directory) if step < before]):
             with contextlib.suppress(Damaged):
                 path = self.path_of(step)
                 manifest.verify_files(path, files=manifest.read_state(path)["files"])

@@ -253,6 +253,38 @@ def test_an_asynchronous_save_is_invisible_until_it_is_finished(tmp_path, monkey
     assert torch.equal(loaded(store)["w"], torch.full((4, 3), 3.0))
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_writer_that_breaks_publishes_nothing(tmp_path, monkeypatch, is_async):
+    """Not an error of the disk, and in a thread, where nobody would see it."""
+    store = CheckpointStore(tmp_path, is_async=is_async)
+    save(store, 1)
+    store.finish()
+
+    def exhausted(*arguments, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharded_files.torch, "save", exhausted)
+        with pytest.raises(CheckpointError, match=r"got MemoryError\(\) while saving .*step_00001"):
+            save(store, 2)
+            store.finish()
+    assert os.listdir(tmp_path) == ["step_00001"] and store.read().step == 1
+
+
+def test_every_rank_resumes_from_what_rank_0_sees(tmp_path):
+    """Another node may still remember the listing before the last checkpoint."""
+
+    class SecondRank:
+        index, count = 1, 2
+
+        def on_main(self, action, *, errors):
+            return [1, 2]
+
+    store = CheckpointStore(tmp_path)
+    store._ranks = SecondRank()
+    assert store.steps() == [1, 2] and store._chosen(None) == 2
+
+
 def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path):
     store = CheckpointStore(tmp_path, keep=2)
     save(store, 1, 2)
