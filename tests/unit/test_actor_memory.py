@@ -10,6 +10,7 @@ from test_actor import batch_of, build, weights
 from tiny_qwen3_vl import mixed_samples, save_checkpoint
 
 from nemo_axpo.actors.memory import MemorySettings
+from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.block import recompute_units
 from nemo_axpo.models.qwen3_vl.config import transformer_config
@@ -115,6 +116,31 @@ def test_frozen_vision_tower_stays_and_the_rest_gets_its_gradient(checkpoint, pl
             assert (gradients[name] * scale - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-8, name
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved and not any(".visual." in name for name in moved)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        MemorySettings("full", distributed_optimizer=True, logprob_chunk_tokens=3),
+        MemorySettings("selective", ("core_attn", "mlp")),
+    ],
+    ids=["full", "selective"],
+)
+def test_a_frozen_tower_with_what_saves_memory_and_a_checkpoint(checkpoint, tmp_path, memory):
+    """DeepStack levels then enter recomputed layers without a gradient, and some parameters have no optimizer state."""
+    plain, saving = (build(checkpoint, freeze_vision=True, memory=m) for m in (MemorySettings(), memory))
+    _, _, expected = trained(plain)
+    store = CheckpointStore(tmp_path)
+    metrics, _, after = trained(saving)
+    assert after.keys() == expected.keys() and metrics["update/num_samples"] == len(mixed_samples())
+    for name, tensor in expected.items():
+        assert (after[name] - tensor).abs().max() < 1e-6, name
+    store.save(1, tensors=saving.sharded_state(), state=saving.state_values())
+    resumed, saved = build(checkpoint, freeze_vision=True), store.read()
+    resumed.load_state(saved.load_tensors(resumed.sharded_state(is_loading=True)), saved.state)
+    (_, _, again), (_, _, straight) = trained(resumed), trained(saving)
+    for name, tensor in straight.items():
+        assert (again[name] - tensor).abs().max() < 1e-6, name
 
 
 def test_units_of_recomputation(checkpoint):
