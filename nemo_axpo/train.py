@@ -61,7 +61,7 @@ class Trainer:
             seed=config.seed,
         )
         self._engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
-        proof = SyncProof(config, bench=bench, actor=self._actor, engine=self._engine, replicas=replicas)
+        self._proof = SyncProof(config, bench=bench, actor=self._actor, engine=self._engine, replicas=replicas)
         self._loop = TrainingLoop(
             algorithm=assembly.build_algorithm(config),
             loss=loss,
@@ -84,7 +84,7 @@ class Trainer:
             row_cost=assembly.build_row_cost(config, bench=bench),
             replicas=replicas,
             weight_sync=assembly.build_weight_sync(
-                config, actor=self._actor, engine=self._engine, replicas=replicas, prove=proof
+                config, actor=self._actor, engine=self._engine, replicas=replicas, prove=self._proof
             ),
         )
 
@@ -154,6 +154,8 @@ class Trainer:
             self._config, bench=self._bench, actor=self._actor, engine=self._engine, replicas=self._replicas
         )
         require(checks)
+        if self._config.engine.sync.proof_every:
+            await self._proof()  # of every server, and what the proof after the first update compares with
 
     def _record(self, step: Step, *, number: int) -> None:
         experience = step.experience

@@ -11,7 +11,7 @@ What agrees and what does not names the cause. Every rank takes part; nothing he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,13 @@ from PIL import Image
 
 from nemo_axpo.assembly import Workbench
 from nemo_axpo.canaries.checks import Check, describe, mean_difference
-from nemo_axpo.canaries.probes import IMAGE, TEXT, random_picture, sample_rows
+from nemo_axpo.canaries.probes import IMAGE, TEXT, random_picture, row_ids, sample_everywhere
 from nemo_axpo.canaries.scoring import trainer_logprobs
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.errors import CanaryError
-from nemo_axpo.types import RenderedTokens, SamplingParams
+from nemo_axpo.types import RenderedTokens, SamplingParams, TrainingSample
 
 NEW_TEXT, OLD_PICTURE, NEW_PICTURE = "new text", "new prompt, old picture", "new picture"
 KINDS = (TEXT, IMAGE, NEW_TEXT, OLD_PICTURE, NEW_PICTURE)
@@ -75,6 +75,7 @@ class Cause:
     """What one replica found; replicas exchange it."""
 
     replica: int
+    server: str
     text: str
 
 
@@ -88,29 +89,34 @@ async def diagnose(
     actor: Any,
     engine: Engine | None,
     replicas: Replicas,
+    num_servers: Callable[[int], int],
 ) -> None:
-    """Raises CanaryError with the failed ``checks`` and the cause on each replica. ``prompts``: None without an engine."""
-    rows = {}
+    """Raises CanaryError with the failed ``checks`` and the cause on each engine. ``prompts``: None without one.
+
+    ``num_servers``: of a replica.
+    """
+    sampled: dict[str, dict[str, TrainingSample]] = {}
     if engine is not None:
         # No update has this beginning twice, so that no cache can hold it.
         beginning = bench.renderer.encode(f"{actor.policy_version}: ")
         asked = prompts.restore(bench.images)
         asked |= prompts.unseen(bench.images, beginning=beginning, seed=actor.policy_version)
-        rows = await sample_rows(engine, asked, sampling=sampling, name=_name(replicas.index))
+        sampled = await sample_everywhere(engine, asked, sampling=sampling, name=_name(replicas.index))
     logprobs = trainer_logprobs(
-        tuple(rows.values()),
-        ids_of=lambda replica: [f"{_name(replica)}/{kind}" for kind in KINDS],
+        tuple(row for rows in sampled.values() for row in rows.values()),
+        ids_of=lambda replica: row_ids(_name(replica), KINDS, num_servers=num_servers(replica)),
         actor=actor,
         replicas=replicas,
         image_store=bench.images,
     )
     causes = []
     failed = [check for check in checks if not check.passed]
-    own = {check.kind for check in failed if check.replica == replicas.index}
-    if rows and own:
+    for server, rows in sampled.items():
+        kinds = {c.kind for c in failed if c.replica == replicas.index and (not server or c.name.endswith(f" on {server}"))}
         differences = {kind: mean_difference(row, logprobs[row.rollout_id]) for kind, row in rows.items()}
         bad = {kind for kind, difference in differences.items() if difference > tolerance}
-        causes = [Cause(replicas.index, name_cause(bad, failed=own))]
+        if kinds:
+            causes.append(Cause(replicas.index, server, name_cause(bad, failed=kinds)))
     found = replicas.gather(causes, kind=Cause)
     raise CanaryError(_message(failed, found, policy_version=actor.policy_version))
 
@@ -134,7 +140,7 @@ def name_cause(bad: set[str], *, failed: set[str]) -> str:
 
 def _message(failed: Sequence[Check], causes: Sequence[Cause], *, policy_version: int) -> str:
     lines = [f"after update {policy_version} an engine must sample the trainer's policy; it does not:"]
-    lines += [f"replica {cause.replica}: {cause.text}" for cause in causes]
+    lines += [f"{cause.server or f'replica {cause.replica}'}: {cause.text}" for cause in causes]
     return "\n  ".join(lines + [describe(check) for check in failed])
 
 

@@ -10,16 +10,18 @@ and the last two again with the picture painted gray: the same token ids, other 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore
-from nemo_axpo.engines.base import Engine
+from nemo_axpo.engines.base import Engine, EngineError
 from nemo_axpo.types import (
+    Completion,
     GenerationRequest,
     ImageId,
     ImagePart,
@@ -93,7 +95,7 @@ async def sample_probes(
 
 
 async def sample_rows(
-    engine: Engine, prompts: Mapping[str, RenderedTokens], *, sampling: SamplingParams, name: str
+    engine: Sampler, prompts: Mapping[str, RenderedTokens], *, sampling: SamplingParams, name: str
 ) -> dict[str, TrainingSample]:
     """A row per prompt, all asked for at once, as ``<name>/<kind of prompt>``; the same seed whenever it is asked."""
 
@@ -104,6 +106,50 @@ async def sample_rows(
 
     rows = await asyncio.gather(*(sample(number, kind) for number, kind in enumerate(prompts)))
     return dict(zip(prompts, rows, strict=True))
+
+
+class Sampler(Protocol):
+    """What a probe needs of an engine."""
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """One completion."""
+
+
+@runtime_checkable
+class HasServers(Protocol):
+    """An engine of several servers, of which each must show that it has the policy."""
+
+    def by_server(self) -> Mapping[str, Sampler]:
+        """Every server that is up."""
+
+
+async def sample_everywhere(
+    engine: Engine, prompts: Mapping[str, RenderedTokens], *, sampling: SamplingParams, name: str
+) -> dict[str, dict[str, TrainingSample]]:
+    """Rows by server (an engine without servers is one without a name) and kind of prompt: ``<name>/<number>/<kind>``.
+
+    A server that fails is left out, as the engine leaves it out from there on. EngineError where all fail.
+    """
+    if not isinstance(engine, HasServers):
+        return {"": await sample_rows(engine, prompts, sampling=sampling, name=f"{name}/0")}
+    servers = engine.by_server()
+    sampled = await asyncio.gather(
+        *(
+            sample_rows(server, prompts, sampling=sampling, name=f"{name}/{number}")
+            for number, server in enumerate(servers.values())
+        ),
+        return_exceptions=True,
+    )
+    failures = [rows for rows in sampled if isinstance(rows, BaseException)]
+    for failure in failures:
+        if len(failures) == len(servers) or not isinstance(failure, EngineError):
+            raise failure
+    return {server: rows for server, rows in zip(servers, sampled, strict=True) if isinstance(rows, dict)}
+
+
+def row_ids(name: str, kinds: Iterable[str], *, num_servers: int) -> list[str]:
+    """Ids that rows of :func:`sample_everywhere` may have."""
+    return [f"{name}/{number}/{kind}" for number in range(max(1, num_servers)) for kind in kinds]
 
 
 def random_picture(seed: int, *, size: tuple[int, int] = (_SIDE, _SIDE)) -> Image.Image:

@@ -19,12 +19,13 @@ from nemo_axpo import assembly
 from nemo_axpo.assembly import Workbench
 from nemo_axpo.canaries.checks import PARITY_TOLERANCE, Check, canary_dtype, make_check, mean_difference
 from nemo_axpo.canaries.diagnosis import ProbePrompts, diagnose
-from nemo_axpo.canaries.probes import IMAGE, TEXT, sample_rows, with_picture, without_pictures
+from nemo_axpo.canaries.probes import IMAGE, TEXT, row_ids, sample_everywhere, with_picture, without_pictures
 from nemo_axpo.canaries.scoring import trainer_logprobs
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.types import SamplingParams, TrainingSample
+from nemo_axpo.weight_sync.shares import server_share
 
 NUM_TOKENS = 4
 """Per probe; a wrong cache or wrong weights show in the first."""
@@ -50,25 +51,26 @@ class SyncProof:
     def __init__(
         self, config: Config, *, bench: Workbench, actor: Any, engine: Engine | None, replicas: Replicas
     ) -> None:
-        """``engine``: None on ranks that do not sample."""
+        """``engine``: None on ranks that do not sample; one of several servers must prove each of them."""
         self._config, self._bench, self._actor = config, bench, actor
         self._engine, self._replicas = engine, replicas
         self._dtype = canary_dtype(config.actor.dtype, config.engine.dtype)
         num_tokens = min(NUM_TOKENS, config.rollout.max_new_tokens)
         self._sampling = SamplingParams(num_tokens, temperature=config.rollout.temperature)
-        self._last: dict[str, Answer] = {}
+        self._last: dict[tuple[str, str], Answer] = {}
+        """By server and kind of prompt."""
 
     async def __call__(self) -> float:
         """Largest mean difference of a probe, in nats, equal on every rank. CanaryError with the cause where it failed."""
         rows = await self._sample() if self._engine else {}
         logprobs = trainer_logprobs(
             tuple(rows.values()),
-            ids_of=lambda replica: [f"{_name(replica)}/{kind}" for kind in PARITY_KINDS],
+            ids_of=lambda replica: row_ids(_name(replica), PARITY_KINDS, num_servers=self._num_servers(replica)),
             actor=self._actor,
             replicas=self._replicas,
             image_store=self._bench.images,
         )
-        answers = {kind: Answer(row, logprobs[row.rollout_id]) for kind, row in rows.items()}
+        answers = {key: Answer(row, logprobs[row.rollout_id]) for key, row in rows.items()}
         checks = self._replicas.gather(self._check(answers), kind=Check)
         self._last = answers
         if not all(check.passed for check in checks):
@@ -88,22 +90,28 @@ class SyncProof:
             pictures=tuple(bench.images.image(image_id) for image_id in shown.image_ids),
         )
 
-    async def _sample(self) -> dict[str, TrainingSample]:
-        prompts = self._prompts.restore(self._bench.images)
-        return await sample_rows(self._engine, prompts, sampling=self._sampling, name=_name(self._replicas.index))
+    async def _sample(self) -> dict[tuple[str, str], TrainingSample]:
+        prompts, name = self._prompts.restore(self._bench.images), _name(self._replicas.index)
+        sampled = await sample_everywhere(self._engine, prompts, sampling=self._sampling, name=name)
+        return {(server, kind): row for server, rows in sampled.items() for kind, row in rows.items()}
 
-    def _check(self, answers: Mapping[str, Answer]) -> list[Check]:
+    def _num_servers(self, replica: int) -> int:
+        return len(server_share(self._config.engine.servers, replica=replica, num_replicas=self._replicas.count))
+
+    def _check(self, answers: Mapping[tuple[str, str], Answer]) -> list[Check]:
         """This replica's checks; none on ranks that do not sample."""
-        replica, tolerance = self._replicas.index, PARITY_TOLERANCE[self._dtype]
-        checks = []
-        for kind, answer in answers.items():
-            difference = mean_difference(answer.row, answer.logprobs)
-            checks.append(make_check(f"parity, {kind}", replica=replica, value=difference, limit=tolerance))
-            moved = unanswered_move(self._last.get(kind), answer)
-            checks.append(make_check(f"moved, {kind}", replica=replica, value=moved, limit=MOVED_LIMIT[self._dtype]))
-        if answers:
-            stale = sum(answer.row.policy_version != self._actor.policy_version for answer in answers.values())
-            checks.append(make_check("version", replica=replica, value=stale, limit=0))
+        replica, tolerance, checks = self._replicas.index, PARITY_TOLERANCE[self._dtype], []
+
+        def measured(name: str, server: str, value: float, limit: float) -> None:
+            place = f" on {server}" if server else ""
+            checks.append(make_check(f"{name}{place}", replica=replica, value=value, limit=limit))
+
+        for (server, kind), answer in answers.items():
+            moved = unanswered_move(self._last.get((server, kind)), answer)
+            measured(f"parity, {kind}", server, mean_difference(answer.row, answer.logprobs), tolerance)
+            measured(f"moved, {kind}", server, moved, MOVED_LIMIT[self._dtype])
+            stale = answer.row.policy_version != self._actor.policy_version
+            measured(f"version, {kind}", server, float(stale), 0)
         return checks
 
     async def _diagnose(self, checks: tuple[Check, ...]) -> None:
@@ -116,6 +124,7 @@ class SyncProof:
             actor=self._actor,
             engine=self._engine,
             replicas=self._replicas,
+            num_servers=self._num_servers,
         )
 
 

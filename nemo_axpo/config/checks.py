@@ -125,6 +125,7 @@ def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
 def _server_problems(config: Config, *, world_size: int) -> Iterator[str]:
     """Servers that an engine lacks, or has no use for; whether they answer is asked when the engine is built."""
     engine = config.engine
+    yield from _transport_problems(config)
     if engine.name not in SERVER_ENGINES:
         if engine.servers:
             rule = f"engine.servers is for the engines {', '.join(SERVER_ENGINES)}"
@@ -145,6 +146,20 @@ def _server_problems(config: Config, *, world_size: int) -> Iterator[str]:
     if len(set(map(_plain_url, engine.servers))) < len(engine.servers):
         rule = "engine.servers must name every server once"
         yield rule_message(rule, got=list(engine.servers), cure="remove the repeated ones")
+
+
+def _transport_problems(config: Config) -> Iterator[str]:
+    """Transports that bring no weights to the engine."""
+    name, transport = config.engine.name, config.engine.sync.transport
+    if name not in SERVER_ENGINES:
+        allowed, kind = ("auto", "iterator"), "an engine in the trainer's process"
+    elif name in UNSHARED_SERVER_ENGINES:
+        allowed, kind = ("auto",), "the servers of TensorRT-LLM"
+    else:
+        allowed, kind = ("auto", "shared_memory", "broadcast", "disk"), "servers"
+    if transport not in allowed:
+        rule = f"engine.sync.transport must be one of {', '.join(allowed)} for {kind} (engine.name={name})"
+        yield rule_message(rule, got=transport, cure="leave it at auto")
 
 
 def _is_server_url(url: str) -> bool:

@@ -265,3 +265,24 @@ class TestSharedServers:
             fleet.adopt_weights(policy_version=4)
         with pytest.raises(EngineError, match="no complete weights"):
             run(fleet, *rollout_requests(store)[:1])
+
+
+class TestOneServer:
+    def test_every_server_that_is_up_can_be_asked_alone(self, fleet_of, store):
+        fleet, servers = fleet_of()
+        servers[2].is_down = True
+        (one,) = rollout_requests(store, num_questions=1, num_rollouts=1)
+
+        async def ask():
+            return [await server.generate(one) for server in list(fleet.by_server().values())[:2]]
+
+        first, second = asyncio.run(ask())
+        assert first.token_ids == second.token_ids and [server.num_asked for server in servers] == [1, 1, 0]
+
+    def test_one_that_fails_is_out_and_nobody_else_is_asked(self, fleet_of, store):
+        fleet, servers = fleet_of()
+        servers[1].is_down = True
+        with pytest.raises(EngineError, match="server-1 refused"):
+            run(fleet.by_server()["http://server-1"], *rollout_requests(store, num_questions=1, num_rollouts=1))
+        assert list(fleet.by_server()) == ["http://server-0", "http://server-2"]
+        assert [server.num_asked for server in servers] == [0, 1, 0]

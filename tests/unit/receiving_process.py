@@ -15,6 +15,7 @@ import torch
 
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerDownError
+from nemo_axpo.weight_sync import groups
 from nemo_axpo.weight_sync.receiver import WeightReceiver
 
 Digest = dict[str, tuple[str, tuple[int, ...], str]]
@@ -37,7 +38,8 @@ class Worker:
         self.receiver, self.held, self.orders = WeightReceiver(), {}, {}
 
     def order(self, **orders) -> None:
-        """``dies_at``, ``fails_at``: number of the bucket at which the process ends, or loading raises."""
+        """``dies_at``, ``dies_within``, ``fails_at``: number of the bucket at which the process ends, before or within a broadcast,
+        or loading raises."""
         self.orders = orders
 
     def start_update(self, channel):
@@ -49,6 +51,8 @@ class Worker:
     def update(self, bucket):
         if bucket["number"] == self.orders.get("dies_at"):
             os._exit(9)
+        if bucket["number"] == self.orders.get("dies_within"):
+            groups.broadcast = lambda *_: os._exit(9)
         copies = self.orders.get("copies", False)
         tensors = self.receiver.receive(bucket, copy=copies)
         if bucket["number"] == self.orders.get("fails_at"):

@@ -14,6 +14,7 @@ from nemo_axpo.canaries.diagnosis import IMAGE, NEW_PICTURE, NEW_TEXT, OLD_PICTU
 from nemo_axpo.canaries.proof import Answer, SyncProof, unanswered_move
 from nemo_axpo.config.load import load_config
 from nemo_axpo.distributed.replicas import OneProcess
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.errors import CanaryError
 from nemo_axpo.types import TrainingSample
 
@@ -166,7 +167,57 @@ def test_other_vision_weights_are_named(proof, bench, actor, engine):
 def test_another_version_is_named(proof, bench, actor, engine):
     engine.load_weights(actor.hf_tensors(), policy_version=8)
     message = fails(proof, bench, diagnosis.OTHER_VERSION)
-    assert "got 2 on replica 0" in message
+    assert "version, text" in message and "version, image" in message
+
+
+class Fleet:
+    """Two servers behind one engine, which are embedded engines here."""
+
+    def __init__(self, engines):
+        self.engines = engines
+
+    def by_server(self):
+        return self.engines
+
+
+class Down:
+    async def generate(self, request):
+        raise EngineError("connection refused")
+
+
+@pytest.fixture(name="servers")
+def servers_fixture(config, bench, actor, engine):
+    other = assembly.build_engine(config, bench=bench)
+    other.load_weights(actor.hf_tensors(), policy_version=0)
+    return {"http://a:1": engine, "http://b:1": other}
+
+
+def fleet_proof(config, bench, actor, servers):
+    urls = f"engine.servers=[{','.join(servers)}]"
+    settings = load_config([f"model.path={config.model.path}", "loss.kl_coef=0", urls])
+    return SyncProof(settings, bench=bench, actor=actor, engine=Fleet(servers), replicas=OneProcess())
+
+
+def test_every_server_of_a_fleet_must_prove_itself(config, bench, actor, servers, monkeypatch):
+    proof = fleet_proof(config, bench, actor, servers)
+    assert prove(proof, bench) < 1e-5
+    monkeypatch.setattr(servers["http://b:1"]._loader, "load", lambda tensors: [None for _ in tensors])
+    update(actor)
+    for engine in servers.values():
+        push(actor, engine)
+    with pytest.raises(CanaryError) as caught:
+        prove(proof, bench)
+    message = str(caught.value)
+    assert f"http://b:1: {diagnosis.STALE_WEIGHTS}" in message and "parity, text on http://b:1: engine and" in message
+    assert "http://a:1" not in message
+
+
+def test_a_server_that_is_down_is_left_out_of_the_proof(config, bench, actor, servers):
+    proof = fleet_proof(config, bench, actor, {"http://a:1": Down(), "http://b:1": servers["http://b:1"]})
+    assert prove(proof, bench) < 1e-5
+    proof = fleet_proof(config, bench, actor, {"http://a:1": Down(), "http://b:1": Down()})
+    with pytest.raises(EngineError, match="connection refused"):
+        prove(proof, bench)
 
 
 # ------------------------------------------------------------------------------------------------------------- by hand
@@ -207,6 +258,6 @@ def test_a_move_counts_where_the_engine_answers_exactly_as_before():
 def test_the_version_of_a_row_is_the_completions(proof, bench, actor, engine):
     push(actor, engine)
     prove(proof, bench)
-    stale = {kind: replace(one, row=replace(one.row, policy_version=3)) for kind, one in proof._last.items()}
+    stale = {key: replace(one, row=replace(one.row, policy_version=3)) for key, one in proof._last.items()}
     failed = [check for check in proof._check(stale) if not check.passed]
-    assert [(check.name, check.value) for check in failed] == [("version", 2.0)]
+    assert [(check.name, check.value) for check in failed] == [("version, text", 1.0), ("version, image", 1.0)]

@@ -72,6 +72,12 @@ def test_a_layout_that_fits_the_job_passes():
     [
         (["engine=trtllm"], 1, "needs at least one server per data-parallel replica; got 0 in engine.servers for 1: start"),
         (["engine=trtllm", "engine.servers=[http://a:1]"], 2, "got 1 in engine.servers for 2"),
+        (["engine.sync.transport=disk"], 1, "one of auto, iterator for an engine in the trainer's process (engine.name=hf)"),
+        (
+            ["engine=trtllm", "engine.servers=[http://a:1]", "engine.sync.transport=iterator"],
+            1,
+            "must be one of auto for the servers of TensorRT-LLM (engine.name=trtllm); got iterator: leave it at auto",
+        ),
         (["engine.servers=[http://a:1]"], 1, "engine.servers is for the engines"),
         (["engine=trtllm", "engine.servers=[a:8000]"], 1, "form http://host:port; got ['a:8000']: name protocol"),
         (["engine=trtllm", "engine.servers=['http://a:1/v1']"], 1, "got ['http://a:1/v1']: name protocol, host and port"),

@@ -310,6 +310,19 @@ def test_a_server_that_never_answers_stops_a_broadcast_in_time(tmp_path, servers
     assert "not all 2 workers were ready" in str(failures[servers[1].name])
 
 
+def test_a_worker_that_dies_within_a_broadcast_fails_it_for_all(servers):
+    transport = BroadcastTransport(device="cpu", address="127.0.0.1", timeout_s=3)
+    pusher = BucketPusher(transport, bucket_bytes=BUCKET_BYTES)
+    servers[0].order(dies_within=2)
+    failures = pusher.push(weights().items(), servers=servers, policy_version=0)
+    assert set(failures) == {server.name for server in servers}
+    with pytest.raises(EngineError, match="nothing whole"):
+        servers[1].serve()
+    assert pusher.push(weights(1).items(), servers=servers[1:], policy_version=1) == {}
+    assert servers[1].serve() == (1, digest(weights(1).items()))
+    pusher.close()
+
+
 def test_several_workers_of_a_server_are_ranks_of_their_own(servers):
     class TwoWorkers:
         name, num_workers = "pair", 2

@@ -12,8 +12,9 @@ waits for the next push.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -96,12 +97,27 @@ class FleetEngine:
 
         EngineError when every attempt failed, or no server is left; PromptMismatchError without another attempt.
         """
+        with self._serving(request):
+            return await self._generate(request)
+
+    def by_server(self) -> dict[str, OneServer]:
+        """Every server that is up, by name, as an engine that samples on it alone."""
+        return {name: OneServer(self, name) for name, server in self._servers.items() if server.state is ServerState.UP}
+
+    async def generate_on(self, name: str, request: GenerationRequest) -> Completion:
+        """One attempt on one server; EngineError takes it out."""
+        with self._serving(request):
+            return await self._ask(self._servers[name], request)
+
+    @contextlib.contextmanager
+    def _serving(self, request: GenerationRequest) -> Iterator[None]:
+        """Around a request, which is checked first."""
         self._check_ready()
         self._request_checks.check(request)
         self._enter_loop()
         self._num_active += 1
         try:
-            return await self._generate(request)
+            yield
         finally:
             self._num_active -= 1
 
@@ -353,3 +369,15 @@ class FleetEngine:
         self._check_open()
         if self._policy_version is None:
             raise EngineError("the servers hold no complete weights; call load_weights with a whole checkpoint first")
+
+
+@dataclass(frozen=True)
+class OneServer:
+    """A server of a fleet as an engine of its own: what it samples is not sampled elsewhere when it fails."""
+
+    fleet: FleetEngine
+    name: str
+
+    async def generate(self, request: GenerationRequest) -> Completion:
+        """See :meth:`FleetEngine.generate_on`."""
+        return await self.fleet.generate_on(self.name, request)
