@@ -62,6 +62,13 @@ class Question:
     """Reference answer as the verifier expects it."""
     source: str
     """Name of the data source; chooses the verifier."""
+    other_answers: tuple[str, ...] = ()
+    """Further reference answers that are as right as ``answer``: spellings, synonyms."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every reference answer."""
+        return (self.answer, *self.other_answers)
 
     @property
     def image_ids(self) -> tuple[ImageId, ...]:

@@ -1,21 +1,62 @@
-"""The verifier protocol, verifiers by data source, and the check that they can tell right from wrong."""
+"""The verifier protocol, verifiers by data source, and the check that they can tell right from wrong.
+
+A verifier judges an answer, and what the answer does to it is the answer's fault: one that cannot be parsed, or makes the
+verifier compute for ever, is wrong. What happens to the verifier otherwise (a judge that is down, a worker that dies) is
+:class:`VerifierUnavailableError`: the rollout is verified again, then left out, never taken for wrong.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from nemo_axpo.errors import CanaryError
 from nemo_axpo.types import Question
 
 WRONG_ANSWER = "this answer is wrong on purpose"
 """Must score 0 for every question of a run."""
 
 
+class VerifierUnavailableError(RuntimeError):
+    """The verifier could not judge, and not because of the answer: try again, or leave the rollout out."""
+
+
 class Verifier(Protocol):
-    """Judges an extracted answer. Asynchronous, because judges and isolated verifiers wait for something."""
+    """Judges an extracted answer. Asynchronous, because judges and isolated verifiers wait for something.
+
+    It may have ``known_answers``, a sequence of ``rewards.known_answers.KnownAnswer`` it must score as they say before a run; ``judge``, a
+    method like ``__call__`` by which these are scored, without shortcuts that would hide a verifier which is down; and
+    ``close()``, which frees what it holds.
+    """
 
     async def __call__(self, question: Question, answer: str) -> float:
-        """1.0 for a correct answer, 0.0 for a wrong one; nothing else is rewarded (ALGORITHM §2)."""
+        """1.0 for a correct answer, 0.0 for a wrong one; nothing else is rewarded (ALGORITHM §2).
+
+        Raises VerifierUnavailableError for failures that are not the answer's.
+        """
+
+
+@dataclass(frozen=True)
+class VerifierCheck:
+    """One known answer as a verifier scored it."""
+
+    source: str
+    """Data source whose verifier was asked."""
+    question_id: str
+    reference: str
+    answer: str
+    expected: float
+    reward: float
+    """NaN where the verifier was unavailable."""
+    problem: str = ""
+    """Why it was unavailable."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the answer got the reward it must get."""
+        return self.reward == self.expected
 
 
 class VerifierRegistry:
@@ -33,17 +74,35 @@ class VerifierRegistry:
         assert reward in (0.0, 1.0), f"the verifier of {question.source!r} returned {reward}, rewards are 0 or 1"
         return reward
 
+    async def measure(self, questions: Iterable[Question]) -> tuple[VerifierCheck, ...]:
+        """What every verifier says of its known answers, and of each question's own answer and a wrong one."""
+        cases = [(question.source, question, *case) for question in questions for case in _own_cases(question)]
+        cases += [
+            (source, known.question, known.answer, known.reward)
+            for source, verifier in self._verifiers.items()
+            for known in getattr(verifier, "known_answers", ())
+        ]
+        return tuple([await self._measure(*case) for case in cases])
+
     async def check(self, questions: Iterable[Question]) -> None:
-        """Before training: every question's own answer scores 1 and a wrong one 0. Raises ValueError otherwise."""
-        for question in questions:
-            for answer, expected in ((question.answer, 1.0), (WRONG_ANSWER, 0.0)):
-                reward = await self.reward(question, answer)
-                if reward != expected:
-                    raise ValueError(
-                        f"the verifier of {question.source!r} gives {answer!r} the reward {reward:g} instead of "
-                        f"{expected:g} for question {question.question_id!r} (reference {question.answer!r}): correct "
-                        "the reference answer or choose another verifier for this source"
-                    )
+        """CanaryError unless every check of :meth:`measure` passes."""
+        require_verifiers(await self.measure(questions))
+
+    def close(self) -> None:
+        """Frees what the verifiers hold (processes, connections); they start again when asked again."""
+        for verifier in self._verifiers.values():
+            if close := getattr(verifier, "close", None):
+                close()
+
+    async def _measure(self, source: str, question: Question, answer: str, expected: float) -> VerifierCheck:
+        verifier = self._verifier(source)
+        is_known = question.source != source
+        judge = getattr(verifier, "judge", verifier) if is_known else verifier
+        try:
+            reward, problem = float(await judge(question, answer)), ""
+        except VerifierUnavailableError as error:
+            reward, problem = math.nan, str(error)
+        return VerifierCheck(source, question.question_id, question.answer, answer, expected, reward, problem)
 
     def _verifier(self, source: str) -> Verifier:
         if source not in self._verifiers:
@@ -51,3 +110,25 @@ class VerifierRegistry:
                 f"no verifier for data source {source!r}: register one, or use a source among {sorted(self._verifiers)}"
             )
         return self._verifiers[source]
+
+
+def require_verifiers(checks: Sequence[VerifierCheck]) -> None:
+    """CanaryError that names every failed check, with what to do."""
+    failed = [describe_check(check) for check in checks if not check.passed]
+    if failed:
+        raise CanaryError("\n  ".join(["rewards must be known to be right before a run; these are not:", *failed]))
+
+
+def describe_check(check: VerifierCheck) -> str:
+    """A failed check in a line: what was asked, what was said, the cure."""
+    if math.isnan(check.reward):
+        return f"the verifier of {check.source!r} is not available: {check.problem}"
+    return (
+        f"the verifier of {check.source!r} gives {check.answer!r} the reward {check.reward:g} instead of "
+        f"{check.expected:g} for question {check.question_id!r} (reference {check.reference!r}): correct the reference "
+        "answer or choose another verifier for this source"
+    )
+
+
+def _own_cases(question: Question) -> tuple[tuple[str, float], ...]:
+    return (question.answer, 1.0), (WRONG_ANSWER, 0.0)

@@ -2,25 +2,35 @@ r"""The final answer of a model turn: ``<answer>`` newline ``\boxed{"…"}`` new
 
 from __future__ import annotations
 
-_QUOTES = (('"', '"'), ("“", "”"))
+import re
+
+_QUOTES = (('"', '"'), ("“", "”"), ("``", "''"), ("'", "'"), ("‘", "’"), ("„", "“"), ("«", "»"), ('\\"', '\\"'))
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*(?=\{)")
 
 
-def extract_answer(text: str) -> str | None:
+def extract_answer(text: str, *, needs_block: bool = True) -> str | None:
     r"""Content of the last ``\boxed{…}`` in the last closed answer block after the last ``</think>``.
 
-    Whitespace does not matter, quotes may be missing, braces may nest (``\frac{1}{2}``) and be escaped (``\{``). None
-    where there is no such block, the box is not closed, or it is empty.
+    Whitespace does not matter, quotes may be missing, braces may nest (``\frac{1}{2}``) and be escaped (``\{``), of boxes
+    inside one another the innermost counts. None where there is no such block, the box is not closed, or it is empty.
+
+    ``needs_block=False`` is for policies that never learned the block: where there is none, the last box after the
+    thinking counts.
     """
     spoken = text.rpartition("</think>")[2]
     before, closing, _ = spoken.rpartition("</answer>")
     _, opening, block = before.rpartition("<answer>")
-    if not (closing and opening):
+    if closing and opening:
+        return _boxed(block)
+    return None if needs_block else _boxed(spoken)
+
+
+def _boxed(text: str) -> str | None:
+    """What the last box holds; None where it is not closed, or empty."""
+    boxes = list(_BOX.finditer(text))
+    if not boxes:
         return None
-    _, box, content = block.rpartition("\\boxed")
-    content = content.lstrip()
-    if not box or not content.startswith("{"):
-        return None
-    inner = _braced(content)
+    inner = _braced(text[boxes[-1].end() :])
     return None if inner is None else _unquote(inner.strip()) or None
 
 
@@ -42,6 +52,6 @@ def _braced(text: str) -> str | None:
 
 def _unquote(text: str) -> str:
     for opening, closing in _QUOTES:
-        if len(text) >= 2 and text.startswith(opening) and text.endswith(closing):
-            return text[1:-1].strip()
+        if len(text) >= len(opening) + len(closing) and text.startswith(opening) and text.endswith(closing):
+            return text[len(opening) : len(text) - len(closing)].strip()
     return text

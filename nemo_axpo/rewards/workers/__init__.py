@@ -1,0 +1,1 @@
+"""Functions that may never return, called in processes that are killed when they do not."""
