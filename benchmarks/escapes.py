@@ -94,7 +94,7 @@ def _by_peer(attempt: Attempt, *, program: str, stage: EscapeStage) -> str:
         time.sleep(1.8)
     never_ends = attempt.name.startswith("never end")
     seen = [
-        "it says so" if PROOF in (output or "") else "",
+        "reached" if PROOF in (output or "") else "",
         stage.breach(),
         # Here the deadline is ours: whoever calls the peer in its own process waits for ever.
         "it never ended" if never_ends and time.monotonic() - started > DEADLINE_S - 1 else "",

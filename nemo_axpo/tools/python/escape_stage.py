@@ -158,7 +158,7 @@ async def _attempt(attempt: Attempt, *, policy: Policy, stage: EscapeStage, serv
     if "daemon" in attempt.name or "leave one" in attempt.name:
         await asyncio.sleep(_AFTER_S)
     seen = [
-        "it says so" if _is_proven(result) else "",
+        "reached" if _is_proven(result) else "",
         stage.breach(),
         "the deadline was missed" if took_s > _DEADLINE_S + 1 else "",
         await _harm(policy, server=server, tag=stage.goals["tag"]),
