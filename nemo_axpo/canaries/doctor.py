@@ -9,6 +9,7 @@ from rich.table import Table
 
 from nemo_axpo import assembly
 from nemo_axpo.canaries.checks import RULES, Check, require
+from nemo_axpo.canaries.proof import SyncProof
 from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import Replicas
@@ -17,7 +18,7 @@ from nemo_axpo.distributed.replicas import Replicas
 def run_doctor(config: Config, *, console: Console | None = None) -> tuple[Check, ...]:
     """Builds actor and engine of ``config.model.path`` as training does; every rank of a job calls it.
 
-    Prints one line a check, then raises CanaryError where one failed.
+    Prints one line a check, then raises CanaryError where one failed; without a table where only the proof of a server did.
     """
     replicas = assembly.build_replicas(config)
     checks = asyncio.run(_measure(config, replicas=replicas))
@@ -35,7 +36,11 @@ async def _measure(config: Config, *, replicas: Replicas) -> tuple[Check, ...]:
     engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
     try:
         assembly.build_weight_sync(config, actor=actor, engine=engine, replicas=replicas).push()
-        return await run_canaries(config, bench=bench, actor=actor, engine=engine, replicas=replicas)
+        parts = {"bench": bench, "actor": actor, "engine": engine, "replicas": replicas}
+        checks = await run_canaries(config, **parts)
+        if all(check.passed for check in checks) and config.engine.servers:
+            await SyncProof(config, **parts)()  # the canaries ask one server, this asks every one
+        return checks
     finally:
         if engine is not None:
             await engine.close()
