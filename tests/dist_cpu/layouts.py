@@ -46,6 +46,8 @@ LAYOUTS = {
     "tp2_sp_chunks": Layout(2, ParallelLayout(2, 1, True), MemorySettings(logprob_chunk_tokens=5)),
     "tp2_sp_thd_selective": Layout(2, ParallelLayout(2, 1, True), MemorySettings("selective"), "thd"),
     "pp2_full": Layout(2, ParallelLayout(1, 2), MemorySettings("full", recompute_num_layers=2)),
+    "pp4": Layout(4, ParallelLayout(1, 4)),
+    "pp4_full_block": Layout(4, ParallelLayout(1, 4), MemorySettings("full", recompute_method="block")),
     "tp2_pp2": Layout(4, ParallelLayout(2, 2)),
     "tp2_pp2_sp": Layout(4, ParallelLayout(2, 2, True)),
     "tp2_dp2": Layout(4, ParallelLayout(2)),
@@ -74,10 +76,10 @@ class Difference:
 
 
 def save_checkpoints(directory: Path) -> dict[str, Path]:
-    """A checkpoint with tied and one with untied embeddings, four decoder layers each."""
+    """A checkpoint with tied and one with untied embeddings: eight decoder layers each, two for each of four stages."""
     paths = {name: directory / name for name in ("untied", "tied")}
     for name, path in paths.items():
-        tiny_model(tiny_config(tied=name == "tied", layers=4)).save_pretrained(path)
+        tiny_model(tiny_config(tied=name == "tied", layers=8)).save_pretrained(path)
     return paths
 
 
