@@ -6,9 +6,11 @@ What the user can cure (a value, a path, a missing extra) ends as one message an
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     options = parse_arguments(arguments)
     try:
-        options.run(options)
+        with _log_on_stderr():
+            options.run(options)
     except KeyboardInterrupt:
         print("nemo-axpo: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -355,6 +358,21 @@ def _check(config: Config, *, needs_policy: bool) -> None:
     check_config(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     if needs_policy:
         check_model_path(config)
+
+
+@contextlib.contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Shows what the package logs: all of it on the first rank, warnings on the others."""
+    package, handler = logging.getLogger("nemo_axpo"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("nemo-axpo: %(message)s"))
+    before = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(before)
+        package.removeHandler(handler)
 
 
 def _raising_module(traceback: TracebackType | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import types
 
@@ -148,3 +149,16 @@ def test_a_missing_file_and_an_interrupt_need_no_traceback(monkeypatch, capsys):
     assert fail(FileNotFoundError(2, "No such file", "a")) == cli.USER_ERROR
     assert fail(KeyboardInterrupt()) == cli.INTERRUPTED
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", ["nemo-axpo: which layers", "nemo-axpo: lost"]), ("1", ["nemo-axpo: lost"])])
+def test_the_log_is_on_stderr_and_one_rank_tells_all(monkeypatch, capsys, policy, rank, shown):
+    def run_training(*_, **__):
+        logging.getLogger("nemo_axpo.part").info("which layers")
+        logging.getLogger("nemo_axpo.part").warning("lost")
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setitem(sys.modules, "nemo_axpo.train", types.SimpleNamespace(run_training=run_training))
+    for _ in range(2):  # a second call shows nothing twice
+        assert main(["train", f"model.path={policy}"]) == 0
+        assert capsys.readouterr().err.splitlines() == shown
