@@ -81,11 +81,11 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
         get_algorithm(config.algorithm.name)(**algorithm_arguments(config))
     except ValueError as error:
         yield f"algorithm: {error}"
-    num_rows = config.data.num_questions_per_step * config.algorithm.num_rollouts
-    if config.actor.num_minibatches > num_rows:
+    num_questions = config.data.num_questions_per_step
+    if config.actor.num_minibatches > num_questions:
         yield rule_message(
-            "actor.num_minibatches must not exceed the ordinary rollouts of a step (B·N)",
-            got=f"{config.actor.num_minibatches} > {num_rows}",
+            "actor.num_minibatches must not exceed the questions of a step, which are never split over mini-batches",
+            got=f"{config.actor.num_minibatches} > {num_questions}",
             cure="lower it, or raise data.num_questions_per_step",
         )
 
