@@ -48,6 +48,7 @@ RESUMABLE_CHANGES = (
     "actor.micro_batch_tokens",
     "actor.logprob_chunk_tokens",
     "actor.transformer_impl",
+    "actor.packing",
     "engine.servers",
     "engine.request_timeout_s",
     "engine.max_retries",

@@ -90,7 +90,7 @@ def test_a_run_resumes_with_servers_on_other_hosts_and_other_layers(tmp_path):
     with open_run_directory(config_in(tmp_path, *served)) as run:
         run.write_evaluation("initial", {})
     moved = ("engine=trtllm", "engine.servers=[http://b:8000,http://c:8000]", "engine.sync.timeout_s=60")
-    with open_run_directory(config_in(tmp_path, *moved, "actor.transformer_impl=local"), resume=True) as run:
+    with open_run_directory(config_in(tmp_path, *moved, "actor.transformer_impl=local", "actor.packing=padded"), resume=True) as run:
         assert load_saved_config(run.config_path).engine.servers == ("http://b:8000", "http://c:8000")
     assert "engine.name: trtllm -> hf" in refusal(config_in(tmp_path), resume=True)
 
