@@ -50,7 +50,10 @@ class Trainer:
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         self._bench = bench = assembly.build_workbench(config, checkpoint=config.model.path)
         self._checkpoints = CheckpointStore(
-            run.checkpoints_path, keep=config.train.keep_checkpoints, is_async=config.train.checkpoint_async
+            run.checkpoints_path,
+            keep=config.train.keep_checkpoints,
+            is_async=config.train.checkpoint_async,
+            timeout_s=60 * config.job.timeout_min,
         )
         loss = assembly.build_loss(config)
         self._actor = assembly.build_actor(

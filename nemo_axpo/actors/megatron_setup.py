@@ -50,7 +50,7 @@ def initialize(
     if parallel_state.model_parallel_is_initialized():
         _check_same_layout(layout)
     else:
-        _init_model_parallel(layout)
+        _init_model_parallel(layout, timeout_s=timeout_s)
     _seed_generators(seed)
 
 
@@ -92,7 +92,7 @@ def _init_process_group(device: torch.device, *, timeout: datetime.timedelta) ->
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
-def _init_model_parallel(layout: ParallelLayout) -> None:
+def _init_model_parallel(layout: ParallelLayout, *, timeout_s: float) -> None:
     num_ranks, per_model = dist.get_world_size(), layout.tensor_parallel * layout.pipeline_parallel
     if num_ranks % per_model:
         raise ValueError(
@@ -101,7 +101,9 @@ def _init_model_parallel(layout: ParallelLayout) -> None:
             "or a multiple"
         )
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=layout.tensor_parallel, pipeline_model_parallel_size=layout.pipeline_parallel
+        tensor_model_parallel_size=layout.tensor_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        distributed_timeout_minutes=timeout_s / 60,
     )
 
 

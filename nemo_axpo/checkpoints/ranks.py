@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,8 +18,10 @@ class RankError(Exception):
 class Ranks:
     """Every rank makes every call, in the same order. Objects travel over gloo, whatever the tensors of the model use."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeout_s: float = 1800.0) -> None:
+        """``timeout_s``: longest wait for another rank in one exchange."""
         self._group: Any = None
+        self._timeout = datetime.timedelta(seconds=timeout_s)
 
     @property
     def index(self) -> int:
@@ -35,7 +38,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         if self._group is None:
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self._group)
         return values

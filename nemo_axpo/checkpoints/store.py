@@ -67,11 +67,12 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run, newest ``keep`` of them. Every rank of the job makes every call."""
 
-    def __init__(self, directory: str | Path, *, keep: int = 2, is_async: bool = False) -> None:
-        """``is_async``: :meth:`save` returns when the tensors are copied; threads write them."""
+    def __init__(self, directory: str | Path, *, keep: int = 2, is_async: bool = False, timeout_s: float = 1800.0) -> None:
+        """``is_async``: :meth:`save` returns when the tensors are copied; threads write them. ``timeout_s``: longest wait
+        of a rank that has little to write for the slowest one."""
         assert keep >= 1, f"at least the newest checkpoint is kept, got keep={keep}"
         self._directory, self._keep, self._is_async = Path(directory), keep, is_async
-        self._ranks = Ranks()
+        self._ranks = Ranks(timeout_s=timeout_s)
         self._pending: _PendingSave | None = None
 
     def steps(self) -> list[int]:

@@ -46,3 +46,14 @@ def test_layout_that_does_not_divide_the_ranks():
     with pytest.raises(ValueError, match=r"got 2 · 1 with 1 ranks: start 2 ranks"):
         megatron_setup.initialize(ParallelLayout(tensor_parallel=2), device=torch.device("cpu"), seed=0)
     megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0)
+
+
+def test_a_rank_waits_for_another_as_long_as_it_is_told_in_every_group(monkeypatch):
+    megatron_setup.shutdown()
+    given = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(megatron_setup.parallel_state, "initialize_model_parallel", lambda **options: given.update(options))
+        patch.setattr(megatron_setup, "_seed_generators", lambda seed: None)
+        megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0, timeout_s=7200.0)
+    assert given["distributed_timeout_minutes"] == 120
+    megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import textwrap
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from nemo_axpo.actors import megatron_setup
 from nemo_axpo.actors.megatron_setup import ParallelLayout
@@ -20,6 +22,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from nemo_axpo.checkpoints import manifest, publishing, sharded_files
+from nemo_axpo.checkpoints.ranks import Ranks
 from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.errors import CheckpointError
 
@@ -91,6 +94,15 @@ def test_a_step_can_be_saved_again(tmp_path):
     store.save(2, tensors=sharded({"other": torch.zeros(1)}), state={})
     assert store.read().load_tensors(sharded({"other": torch.ones(1)}))["other"] == 0 and store.steps() == [1, 2]
     assert sorted(os.listdir(tmp_path)) == ["step_00001", "step_00002"]
+
+
+def test_a_rank_waits_for_a_slow_disk_as_long_as_the_job_says(monkeypatch):
+    given = {}
+    monkeypatch.setattr(Ranks, "count", 2)
+    monkeypatch.setattr(dist, "new_group", lambda **options: given.update(options))
+    monkeypatch.setattr(dist, "all_gather_object", lambda values, value, group: None)
+    Ranks(timeout_s=7200.0).exchange(None)
+    assert given == {"backend": "gloo", "timeout": datetime.timedelta(hours=2)}
 
 
 def test_no_checkpoint_is_a_clear_error(tmp_path):
