@@ -10,6 +10,7 @@ import torch
 from meta_ranks import fake_rank, meta_stage
 
 from nemo_axpo.config.load import load_config
+from nemo_axpo.config.schema import OptimizerConfig, SftConfig
 from nemo_axpo.models.qwen3_vl.hf_mapping import Placement, global_parameters, placements
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
 from nemo_axpo.models.qwen3_vl.layout_rules import layout_problems
@@ -123,6 +124,14 @@ def test_the_recipe_of_a_size_has_the_smallest_layout_that_leaves_room(size):
     layouts = [(tp, 1) for tp in (1, 2, 4, 8)] + [(8, pp) for pp in (2, 4)]  # tensor parallelism stays within a node
     fits = [(tp, pp) for tp, pp in layouts if gib_of_fullest_rank(size, tensor_parallel=tp, pipeline_parallel=pp) <= 50]
     assert chosen == fits[0]
+
+
+@EVERY_SIZE
+def test_the_recipe_of_a_size_has_the_learning_rates_of_a_large_model(size):
+    """Those of the tiny model of the embedded world would ruin it."""
+    config = load_config([f"model=qwen3_vl_{size}", "model.path=/models/qwen"])
+    rates = (config.optimizer.lr, config.sft.lr, config.sft.min_lr_ratio)
+    assert rates == (OptimizerConfig().lr, SftConfig().lr, SftConfig().min_lr_ratio)
 
 
 @pytest.mark.parametrize(
