@@ -94,6 +94,7 @@ def failures(checkpoint: str, values: str, *, store: Path) -> list[str]:
         told.append(error_of(lambda checkpoints=checkpoints: save_and_finish(actor, checkpoints)))
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
         assert checkpoints.read().step == 1 and not list(store.glob(".*"))
+        dist.barrier()  # rank 0 makes room for the next one only when both have looked
     if dist.get_rank() == 0:
         file = max(checkpoints.path_of(1).glob("*.distcp"))
         file.write_bytes(file.read_bytes()[:-1])
