@@ -165,9 +165,9 @@ class TrainingLoop:
         credits, samples = self.give_credit(experience)
         update = self.update(samples, index=index)
         clock.lap("update_s")
+        sent = {f"sent/{name}_bytes": float(count) for name, count in self._replicas.take_num_bytes().items() if count}
         synced = await self._sync.after_update(index)
         clock.lap("sync_s")
-        sent = {f"sent/{name}_bytes": float(count) for name, count in self._replicas.take_num_bytes().items() if count}
         servers = take_server_metrics(self._engine, replicas=self._replicas)
         metrics = {**experience_metrics(experience), **update, **synced, **servers, **sent, **clock.times()}
         return Step(index, experience, credits, samples, metrics)
