@@ -52,7 +52,9 @@ def test_a_rank_waits_for_another_as_long_as_it_is_told_in_every_group(monkeypat
     megatron_setup.shutdown()
     given = {}
     with monkeypatch.context() as patch:
-        patch.setattr(megatron_setup.parallel_state, "initialize_model_parallel", lambda **options: given.update(options))
+        patch.setattr(
+            megatron_setup.parallel_state, "initialize_model_parallel", lambda **options: given.update(options)
+        )
         patch.setattr(megatron_setup, "_seed_generators", lambda seed: None)
         megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0, timeout_s=7200.0)
     assert given["distributed_timeout_minutes"] == 120

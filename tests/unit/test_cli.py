@@ -151,7 +151,9 @@ def test_a_missing_file_and_an_interrupt_need_no_traceback(monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rank", "shown"), [("0", ["nemo-axpo: which layers", "nemo-axpo: lost"]), ("1", ["nemo-axpo: lost"])])
+@pytest.mark.parametrize(
+    ("rank", "shown"), [("0", ["nemo-axpo: which layers", "nemo-axpo: lost"]), ("1", ["nemo-axpo: lost"])]
+)
 def test_the_log_is_on_stderr_and_one_rank_tells_all(monkeypatch, capsys, policy, rank, shown):
     def run_training(*_, **__):
         logging.getLogger("nemo_axpo.part").info("which layers")
