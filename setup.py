@@ -48,7 +48,7 @@ setup(
     extras_require={
         "nemo": ["nemo-toolkit==2.4.1", "lightning<2.6"],
         "te": ["transformer-engine[pytorch]>=2.10"],
-        "vllm": ["vllm>=0.14"],
+        "vllm": ["vllm>=0.32,<0.33"],
         "trtllm": ["tensorrt-llm>=1.1"],
         "wandb": ["wandb>=0.17"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],

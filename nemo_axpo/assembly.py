@@ -27,6 +27,7 @@ from nemo_axpo.engines.base import Engine
 from nemo_axpo.engines.fleet.build import ServerOptions
 from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.registry import create_engine
+from nemo_axpo.engines.vllm.settings import VllmSettings
 from nemo_axpo.errors import rule_message
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
@@ -105,6 +106,7 @@ def build_engine(config: Config, *, bench: Workbench, replicas: Replicas = _ONE_
     return create_engine(
         config.engine.name,
         hf_config=bench.hf_config,
+        checkpoint=bench.checkpoint,
         image_store=bench.images,
         stop_token_ids=bench.renderer.stop_token_ids,
         banned_token_ids=bench.banned_token_ids,
@@ -113,6 +115,7 @@ def build_engine(config: Config, *, bench: Workbench, replicas: Replicas = _ONE_
         device=config.device,
         dtype=DTYPES[config.engine.dtype],
         servers=server_options(config, replicas=replicas),
+        vllm=VllmSettings(**config.engine.vllm.model_dump()),
     )
 
 

@@ -27,6 +27,7 @@ def check_config(config: Config, *, world_size: int = 1) -> None:
     problems = [
         *config_problems(config, world_size=world_size),
         *_server_problems(config, world_size=world_size),
+        *_vllm_problems(config, world_size=world_size),
         *_device_problems(config),
     ]
     if problems:
@@ -162,6 +163,13 @@ def _transport_problems(config: Config) -> Iterator[str]:
         yield rule_message(rule, got=transport, cure="leave it at auto")
 
 
+def _vllm_problems(config: Config, *, world_size: int) -> Iterator[str]:
+    if config.engine.name == "vllm" and world_size > 1:
+        rule = "engine.name=vllm samples in the process of a trainer of one rank: vLLM takes its process group"
+        cure = "start vLLM servers and set engine.name=vllm_server (docs/engines.md)"
+        yield rule_message(rule, got=f"{world_size} ranks", cure=cure)
+
+
 def _is_server_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -212,6 +220,9 @@ def _device_problems(config: Config) -> Iterator[str]:
         rule = "actor.transformer_impl=transformer_engine and actor.fp8 need the package transformer_engine"
         cure = "pip install 'nemo_axpo[te]', or set transformer_impl=auto and fp8.recipe=null"
         yield rule_message(rule, got="it is not installed", cure=cure)
+    if config.engine.name == "vllm" and not has_extra("vllm"):
+        cure = "pip install 'nemo_axpo[vllm]', or set engine.name=hf"
+        yield rule_message("engine.name=vllm needs the package vllm", got="it is not installed", cure=cure)
     if config.device == "cuda" and not _has_cuda():
         yield rule_message(
             "device=cuda needs a CUDA build of torch and a visible GPU",

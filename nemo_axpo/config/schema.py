@@ -191,10 +191,23 @@ class SyncConfig(Section):
     """Updates between two proofs that engine and trainer agree on a few probes; 0: never after the start."""
 
 
+class VllmConfig(Section):
+    """vLLM in the trainer's process."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the GPU's memory for its weights, activations and cache; the trainer needs the rest."""
+    kv_cache_mib: Count | None = None
+    """Memory of the KV cache; null: what gpu_memory_utilization leaves, on a CPU 1024."""
+    enforce_eager: bool = False
+    """No CUDA graphs and no compilation: starts at once, samples more slowly. Always so on a CPU."""
+    max_num_batched_tokens: Count | None = None
+    """Tokens of one step; longer prompts are computed in pieces. null: vLLM's default."""
+
+
 class EngineConfig(Section):
     """The generation engine of the rollouts."""
 
-    name: Literal["hf", "trtllm"] = "hf"
+    name: Literal["hf", "vllm", "trtllm"] = "hf"
     max_num_seqs: Count = 128
     """Requests decoded at the same time; more wait. Servers have a limit of their own."""
     max_model_len: Count = 20_480
@@ -214,6 +227,7 @@ class EngineConfig(Section):
     """Pause between two looks at every server while requests are on their way."""
     max_outage_s: NonNegative = 60.0
     """How long a request waits for a server to come back when all are down."""
+    vllm: VllmConfig = VllmConfig()
     sync: SyncConfig = SyncConfig()
 
 

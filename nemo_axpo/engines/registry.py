@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 from transformers import Qwen3VLConfig
@@ -10,15 +11,18 @@ from transformers import Qwen3VLConfig
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.engines.fleet.build import ServerOptions
 from nemo_axpo.engines.names import SERVER_ENGINES
+from nemo_axpo.engines.vllm.settings import VllmSettings
+from nemo_axpo.extras import require_extra
 
-PLANNED_EXTRAS = {"vllm": "vllm"}
-"""Engines of the protocol that do not exist yet, with the extra that will bring them."""
+IN_PROCESS_ENGINES = ("hf", "vllm")
+_VLLM_DEFAULTS = VllmSettings()
 
 
 def create_engine(
     name: str,
     *,
     hf_config: Qwen3VLConfig,
+    checkpoint: str | Path,
     image_store: object,
     stop_token_ids: Collection[int],
     banned_token_ids: Collection[int],
@@ -27,16 +31,13 @@ def create_engine(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     servers: ServerOptions | None = None,
+    vllm: VllmSettings = _VLLM_DEFAULTS,
 ) -> Engine:
-    """The engine ``name``, without weights yet. ValueError for an unknown or unavailable name.
+    """The engine ``name``, without weights yet. ValueError for an unknown name, MissingExtraError without its package.
 
-    ``servers``: of the engines that have some, which are checked here: ConfigError where one cannot be used.
+    ``checkpoint``: where vLLM finds tokenizer and image processor. ``servers``: of the engines that have some, which are
+    checked here: ConfigError where one cannot be used.
     """
-    if name in PLANNED_EXTRAS:
-        raise ValueError(
-            f"engine {name!r} is not available yet; it will come with pip install 'nemo_axpo[{PLANNED_EXTRAS[name]}]'; "
-            "use engine 'hf'"
-        )
     if name == "trtllm":
         from nemo_axpo.engines.trtllm.build import build_trtllm  # each engine's imports load with the engine alone
 
@@ -48,8 +49,24 @@ def create_engine(
             max_model_len=max_model_len,
             servers=servers,
         )
-    if name != "hf":
-        raise ValueError(f"engine must be one of hf, {', '.join((*SERVER_ENGINES, *PLANNED_EXTRAS))}; got {name!r}")
+    if name not in IN_PROCESS_ENGINES:
+        raise ValueError(f"engine must be one of {', '.join((*IN_PROCESS_ENGINES, *SERVER_ENGINES))}; got {name!r}")
+    if name == "vllm":
+        require_extra("vllm")
+        from nemo_axpo.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(
+            hf_config,
+            checkpoint=checkpoint,
+            image_store=image_store,
+            stop_token_ids=stop_token_ids,
+            banned_token_ids=banned_token_ids,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            device=torch.device(device).type,
+            dtype=str(dtype).removeprefix("torch."),
+            settings=vllm,
+        )
     from nemo_axpo.engines.hf.engine import HfEngine
 
     return HfEngine(

@@ -218,13 +218,17 @@ class EngineContract:
             (tensors | {name: torch.zeros(2, 3)}, "up_proj.*shape"),
             (tensors | {"model.language_model.extra": torch.zeros(1)}, "extra.*belong"),
         ]
-        for wrong, message in cases:
+        good = request(store.render(1, "i0", 2))
+        for seed, (wrong, message) in enumerate(cases, start=1):
             with pytest.raises(ValueError, match=message):
                 engine.load_weights(wrong.items(), policy_version=9)
             with pytest.raises(EngineError, match="load_weights"):
-                run(engine, request(store.render(1)))
-        engine.load_weights(tensors.items(), policy_version=9)
-        assert run(engine, request(store.render(1)))[0].policy_version == 9
+                run(engine, good)
+            other = tiny_model(model.config, seed=seed)
+            engine.load_weights(other.state_dict().items(), policy_version=9 + seed)
+            completions = run(engine, good)
+            assert completions[0].policy_version == 9 + seed
+            self.assert_parity([good], completions, model=other, store=store)
 
     def test_cancelled_requests_free_their_place(self, engine, model, store):
         rng = random.Random(7)

@@ -41,7 +41,15 @@ def served_config() -> Qwen3VLConfig:
 
 def write_checkpoint(path: Path) -> Path:
     """Configuration, weights, tokenizer and image processor."""
-    tiny_model(served_config(), seed=INITIAL_SEED).save_pretrained(path)
+    config = served_config()
+    tiny_model(config, seed=INITIAL_SEED).save_pretrained(path)
+    return write_checkpoint_files(path, config=config)
+
+
+def write_checkpoint_files(path: Path, *, config: Qwen3VLConfig) -> Path:
+    """Configuration, tokenizer and image processor, for an engine whose weights come later."""
+    config.architectures = ["Qwen3VLForConditionalGeneration"]
+    config.save_pretrained(path)
     tiny_processor().save_pretrained(path)
     _tokenizer().save_pretrained(path)
     return path

@@ -199,7 +199,7 @@ class TestHfEngine(EngineContract):
 class TestRegistry:
     def options(self) -> dict:
         return {
-            "hf_config": tiny_config(), "image_store": FakeImageStore(), "stop_token_ids": [IM_END],
+            "hf_config": tiny_config(), "checkpoint": "unused", "image_store": FakeImageStore(), "stop_token_ids": [IM_END],
             "banned_token_ids": [], "max_num_seqs": 2, "max_model_len": 32,
         }  # fmt: skip
 
@@ -209,13 +209,8 @@ class TestRegistry:
         with pytest.raises(EngineError, match="load_weights"):
             asyncio.run(engine.generate(_any_request()))
 
-    @pytest.mark.parametrize("name", ["vllm"])
-    def test_engines_to_come(self, name):
-        with pytest.raises(ValueError, match=rf"not available yet.*pip install 'nemo_axpo\[{name}\]'"):
-            create_engine(name, **self.options())
-
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match="one of hf, trtllm, vllm; got 'sglang'"):
+        with pytest.raises(ValueError, match="one of hf, vllm, trtllm; got 'sglang'"):
             create_engine("sglang", **self.options())
 
     @pytest.mark.parametrize(

@@ -55,6 +55,22 @@ def test_rule_value_and_cure(overrides, expected):
     assert expected in problem
 
 
+def test_vllm_in_the_trainers_process_needs_a_trainer_of_one_rank(monkeypatch):
+    monkeypatch.setattr(checks, "has_extra", lambda name: True)
+    (problem,) = problems_of("engine=vllm", world_size=2)
+    assert "a trainer of one rank" in problem and "got 2 ranks: start vLLM servers and set engine.name=vllm_server" in problem
+    check_config(load_config(["engine=vllm"]))
+
+
+def test_vllm_must_be_installed(monkeypatch):
+    monkeypatch.setattr(checks, "has_extra", lambda name: name != "vllm")
+    (problem,) = problems_of("engine=vllm")
+    assert problem == (
+        "engine.name=vllm needs the package vllm; got it is not installed: pip install 'nemo_axpo[vllm]', or set "
+        "engine.name=hf"
+    )
+
+
 def test_every_memory_setting_is_a_key_of_the_actor():
     overrides = ["actor.recompute=full", "actor.recompute_num_layers=2", "actor.logprob_chunk_tokens=64"]
     settings = MemorySettings(**memory_arguments(load_config([*overrides, "actor.distributed_optimizer=true"])))

@@ -1,0 +1,47 @@
+"""vLLM in this process: the shared contract, and what only it promises. Runs in its own environment (test_vllm.sh)."""
+
+from __future__ import annotations
+
+import pytest
+from engine_suite import EngineContract, run
+from served_checkpoint import write_checkpoint_files
+from tiny_engine_model import request, tiny_config, tiny_model
+
+from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD
+
+pytestmark = pytest.mark.vllm
+
+HEAD_DIM = 32
+"""The smallest of vLLM's attention kernel for CPUs."""
+
+
+@pytest.fixture
+def make_vllm_engine(tmp_path):
+    from nemo_axpo.engines.vllm.engine import VllmEngine
+    from nemo_axpo.engines.vllm.settings import VllmSettings
+
+    def make(config, store, **options):
+        write_checkpoint_files(tmp_path, config=config)
+        settings = VllmSettings(kv_cache_mib=64)
+        return VllmEngine(config, checkpoint=tmp_path, image_store=store, settings=settings, **options)
+
+    return make
+
+
+class TestVllmEngine(EngineContract):
+    @pytest.fixture
+    def config(self):
+        return tiny_config(head_dim=HEAD_DIM)
+
+    @pytest.fixture
+    def make_engine(self, make_vllm_engine):
+        return make_vllm_engine
+
+    def test_a_tied_output_projection_is_updated(self, make_engine, store):
+        config = tiny_config(tied=True, head_dim=HEAD_DIM)
+        engine = self.build(make_engine, config, tiny_model(config), store)
+        other = tiny_model(config, seed=1)
+        tensors = {name: tensor for name, tensor in other.state_dict().items() if name != LM_HEAD}
+        engine.load_weights(tensors.items(), policy_version=4)
+        requests = [request(store.render(*range(9), "i1", 7), seed=seed) for seed in range(3)]
+        self.assert_parity(requests, run(engine, *requests), model=other, store=store)
