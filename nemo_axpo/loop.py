@@ -33,7 +33,7 @@ from nemo_axpo.distributed.server_health import take_server_metrics
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
-from nemo_axpo.rollouts.producer import Producer
+from nemo_axpo.rollouts.producer import Producer, check_not_all_lost
 from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.rollouts.tool_metrics import ToolUse, tool_metrics, tool_times, tool_uses
 from nemo_axpo.types import (
@@ -182,6 +182,8 @@ class TrainingLoop:
         plan = self._algorithm.plan(scores)
         continuations = await sampling.continue_sources(plan) if sampling else ()
         resamples = self._replicas.gather(resample_scores(continuations), kind=ResampleScore)
+        # Of the whole step, so that it does not depend on which replica holds how many of them.
+        check_not_all_lost(resamples, num_jobs=len(plan.sources) * plan.num_continuations)
         costs = self._replicas.gather([row_costs(row) for row in (*rollouts, *continuations)], kind=RowCosts)
         uses = self._replicas.gather(tool_uses((*rollouts, *continuations)), kind=ToolUse)
         return Experience(group_rollouts(questions, rollouts), scores, plan, continuations, resamples, costs, uses)

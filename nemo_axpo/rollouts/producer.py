@@ -121,8 +121,8 @@ class Producer:
         return None
 
 
-def check_not_all_lost(rollouts: Sequence[Rollout], *, num_jobs: int) -> None:
-    """EngineError where every one of ``num_jobs`` rollouts was lost."""
+def check_not_all_lost(rollouts: Sequence[object], *, num_jobs: int) -> None:
+    """EngineError where every one of ``num_jobs`` rollouts was lost; ``rollouts``: those that were not, or their scores."""
     if num_jobs and not rollouts:
         raise EngineError(
             f"all {num_jobs} rollouts were lost, each in several attempts: the engine or the tool servers are down, see "

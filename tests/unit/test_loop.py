@@ -11,6 +11,7 @@ import torch
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
 from nemo_axpo.data.row_cost import RowCostModel
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.loop import LoopSettings, TrainingLoop, experience_metrics, minibatch_metrics
 from nemo_axpo.losses.policy_loss import PolicyLoss
@@ -232,6 +233,17 @@ def test_lost_rollouts_are_neither_scored_nor_trained():
 
 
 # --------------------------------------------------------------------------------------------------------- give credit
+def test_a_step_ends_when_every_continuation_of_the_whole_step_was_lost():
+    loop, _, _ = make_loop()
+
+    async def all_lost(prefix, **options):
+        return ()
+
+    loop._producer.continue_prefix = all_lost
+    with pytest.raises(EngineError, match="all 4 rollouts were lost, each in several attempts"):
+        run_step(loop)
+
+
 def test_every_row_becomes_a_sample_with_its_part_and_the_rollouts_temperature():
     loop, _, _ = make_loop()
     step = run_step(loop)

@@ -135,12 +135,14 @@ def test_a_source_whose_continuations_are_all_lost_does_not_end_the_step():
     assert continuations and not [row for row in continuations if row.rollout_id.startswith(f"{lost[0]}/k")]
 
 
-def test_losing_every_continuation_ends_the_step():
+def test_losing_every_continuation_of_a_replica_does_not_end_the_step():
+    """Another replica may have some; the loop judges when it knows them all."""
+
     def only_rollouts(request):
         return EngineError("down") if "/k" in rollout_of(request) else random_policy(request)
 
-    with pytest.raises(EngineError, match="rollouts were lost, each in several attempts"):
-        asyncio.run(eager(ScriptedEngine(only_rollouts), axpo()))
+    rollouts, continuations, _ = asyncio.run(eager(ScriptedEngine(only_rollouts), axpo()))
+    assert rollouts and continuations == ()
 
 
 def test_a_failing_rollout_stops_continuations_that_have_started():
