@@ -34,7 +34,7 @@ from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_to
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config
 from nemo_axpo.plan.sizes import model_sizes
 from nemo_axpo.rewards.base import VerifierRegistry
-from nemo_axpo.rewards.exact_match import ExactMatch
+from nemo_axpo.rewards.build import build_verifiers
 from nemo_axpo.rollouts.agent import Agent
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.producer import Producer
@@ -60,7 +60,7 @@ DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch
 
 @dataclass(frozen=True)
 class Workbench:
-    """What every command shares: a checkpoint's files, the images in flight, the renderer and the tools."""
+    """What every command shares: a checkpoint's files, the images in flight, the renderer, the tools and the verifiers."""
 
     checkpoint: Path
     hf_config: Any
@@ -68,6 +68,7 @@ class Workbench:
     images: ImageStore
     renderer: ChatRenderer
     tools: ToolExecutor
+    verifiers: VerifierRegistry
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -86,7 +87,8 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     registry = ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
     tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
     renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas)
-    return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools)
+    verifiers = build_verifiers(config.rewards)
+    return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools, verifiers)
 
 
 def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream | SpeckStream:
@@ -166,13 +168,15 @@ def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperat
         max_turns=rollout.max_turns,
         max_time_s=rollout.max_time_s,
     )
-    agent = Agent(engine, renderer=bench.renderer, tools=bench.tools, limits=limits, temperature=temperature)
-    return Producer(agent, verifiers=build_verifiers())
-
-
-def build_verifiers() -> VerifierRegistry:
-    """Verifiers by data source."""
-    return VerifierRegistry({SOURCE: ExactMatch(), SPECKS: ExactMatch()})
+    agent = Agent(
+        engine,
+        renderer=bench.renderer,
+        tools=bench.tools,
+        limits=limits,
+        temperature=temperature,
+        needs_answer_block=config.rewards.needs_answer_block,
+    )
+    return Producer(agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries)
 
 
 def build_algorithm(config: Config) -> Algorithm:

@@ -97,6 +97,7 @@ class _WarmStart:
         try:
             result = await self._evaluate(engine)
         finally:
+            await self._bench.verifiers.close()
             if engine is not None:
                 await engine.close()
         return result.metrics()

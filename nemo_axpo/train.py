@@ -9,6 +9,7 @@ from nemo_axpo import assembly
 from nemo_axpo.actors.random_states import random_states, set_random_states
 from nemo_axpo.canaries.checks import require
 from nemo_axpo.canaries.proof import SyncProof
+from nemo_axpo.canaries.rewards import verifier_checks
 from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
@@ -22,6 +23,7 @@ from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.report.recorder import record_trees
 from nemo_axpo.report.tree_records import choose_groups, tree_record
+from nemo_axpo.rewards.base import require_verifiers
 from nemo_axpo.run_directory import RunDirectory
 
 _ONE_PROCESS = OneProcess()
@@ -110,6 +112,7 @@ class Trainer:
             await self._write_evaluation("final")
             save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
+            await self._bench.verifiers.close()
             if self._engine is not None:
                 await self._engine.close()
 
@@ -146,10 +149,7 @@ class Trainer:
 
     async def _check_verifiers(self) -> None:
         """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
-        stream = assembly.build_questions(
-            self._config, stream="train", seed=self._config.seed, images=self._bench.images
-        )
-        await assembly.build_verifiers().check(stream.take(0, 4))
+        require_verifiers(await verifier_checks(self._config, bench=self._bench, replicas=self._replicas))
 
     async def _check_engine(self) -> None:
         """CanaryError unless engine and trainer see the same pictures and sample the same distribution."""

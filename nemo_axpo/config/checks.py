@@ -19,6 +19,7 @@ from nemo_axpo.config.schema import Config
 from nemo_axpo.engines.names import SERVER_ENGINES, UNSHARED_SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
+from nemo_axpo.rewards.build import key_problems, reward_problems
 from nemo_axpo.tools.build import check_options
 
 
@@ -29,6 +30,7 @@ def check_config(config: Config, *, world_size: int = 1) -> None:
         *_server_problems(config, world_size=world_size),
         *_vllm_problems(config, world_size=world_size),
         *_device_problems(config),
+        *key_problems(config.rewards),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -44,6 +46,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_memory_problems(config),
         *_precision_problems(config),
         *check_options(config.tools),
+        *reward_problems(config.rewards),
     ]
 
 

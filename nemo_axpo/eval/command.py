@@ -11,13 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_axpo import assembly
+from nemo_axpo.canaries.rewards import verifier_checks
 from nemo_axpo.config.schema import Config
+from nemo_axpo.distributed.replicas import OneProcess
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
 from nemo_axpo.models.qwen3_vl.loading import read_checkpoint
 from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.rewards.base import require_verifiers
 
+_ONE_PROCESS = OneProcess()
 TITLES = {
     "tool_use": "Tool use",
     "tool_accuracy": "Tool accuracy",
@@ -52,9 +56,11 @@ async def _evaluate(config: Config, *, progress: ProgressDisplay) -> EvalResult:
     bench = assembly.build_workbench(config, checkpoint=config.model.path)
     engine = assembly.build_engine(config, bench=bench)
     try:
+        require_verifiers(await verifier_checks(config, bench=bench, replicas=_ONE_PROCESS))
         engine.load_weights(read_checkpoint(bench.checkpoint), policy_version=0)
         return await evaluate_held_out(config, bench=bench, engine=engine, on_finished=_counter(config, progress))
     finally:
+        await bench.verifiers.close()
         await engine.close()
 
 

@@ -27,8 +27,8 @@ class Verifier(Protocol):
     """Judges an extracted answer. Asynchronous, because judges and isolated verifiers wait for something.
 
     It may have ``known_answers``, a sequence of ``rewards.known_answers.KnownAnswer`` it must score as they say before a run; ``judge``, a
-    method like ``__call__`` by which these are scored, without shortcuts that would hide a verifier which is down; and
-    ``close()``, which frees what it holds.
+    method like ``__call__`` by which these are scored, without shortcuts that would hide a verifier which is down;
+    ``close()``, asynchronous, which frees what it holds; and ``members``, where it is made of other verifiers.
     """
 
     async def __call__(self, question: Question, answer: str) -> float:
@@ -76,33 +76,28 @@ class VerifierRegistry:
 
     async def measure(self, questions: Iterable[Question]) -> tuple[VerifierCheck, ...]:
         """What every verifier says of its known answers, and of each question's own answer and a wrong one."""
-        cases = [(question.source, question, *case) for question in questions for case in _own_cases(question)]
-        cases += [
-            (source, known.question, known.answer, known.reward)
-            for source, verifier in self._verifiers.items()
-            for known in getattr(verifier, "known_answers", ())
+        cases = [
+            _Case(question.source, self._verifier(question.source), question, answer, expected)
+            for question in questions
+            for answer, expected in ((question.answer, 1.0), (WRONG_ANSWER, 0.0))
         ]
-        return tuple([await self._measure(*case) for case in cases])
+        parts = {part: source for source, verifier in self._verifiers.items() for part in _parts(verifier)}
+        cases += [
+            _Case(source, getattr(part, "judge", part), known.question, known.answer, known.reward)
+            for part, source in parts.items()
+            for known in getattr(part, "known_answers", ())
+        ]
+        return tuple([await _measure(case) for case in cases])
 
     async def check(self, questions: Iterable[Question]) -> None:
         """CanaryError unless every check of :meth:`measure` passes."""
         require_verifiers(await self.measure(questions))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Frees what the verifiers hold (processes, connections); they start again when asked again."""
-        for verifier in self._verifiers.values():
-            if close := getattr(verifier, "close", None):
-                close()
-
-    async def _measure(self, source: str, question: Question, answer: str, expected: float) -> VerifierCheck:
-        verifier = self._verifier(source)
-        is_known = question.source != source
-        judge = getattr(verifier, "judge", verifier) if is_known else verifier
-        try:
-            reward, problem = float(await judge(question, answer)), ""
-        except VerifierUnavailableError as error:
-            reward, problem = math.nan, str(error)
-        return VerifierCheck(source, question.question_id, question.answer, answer, expected, reward, problem)
+        for part in {part: None for verifier in self._verifiers.values() for part in _parts(verifier)}:
+            if close := getattr(part, "close", None):
+                await close()
 
     def _verifier(self, source: str) -> Verifier:
         if source not in self._verifiers:
@@ -130,5 +125,27 @@ def describe_check(check: VerifierCheck) -> str:
     )
 
 
-def _own_cases(question: Question) -> tuple[tuple[str, float], ...]:
-    return (question.answer, 1.0), (WRONG_ANSWER, 0.0)
+@dataclass(frozen=True)
+class _Case:
+    """An answer to be scored, and by whom."""
+
+    source: str
+    judge: Verifier
+    question: Question
+    answer: str
+    expected: float
+
+
+async def _measure(case: _Case) -> VerifierCheck:
+    try:
+        reward, problem = float(await case.judge(case.question, case.answer)), ""
+    except VerifierUnavailableError as error:
+        reward, problem = math.nan, str(error)
+    question = case.question
+    return VerifierCheck(
+        case.source, question.question_id, question.answer, case.answer, case.expected, reward, problem
+    )
+
+
+def _parts(verifier: Verifier) -> tuple[Verifier, ...]:
+    return getattr(verifier, "members", (verifier,))

@@ -2,6 +2,7 @@ r"""Mathematical equality: ``\frac{1}{2}`` is 0.5, ``(x+1)^2`` is ``x^2+2x+1``, 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from nemo_axpo.rewards.exact_match import matches
@@ -45,6 +46,6 @@ class MathEquality:
             logger.info("question %s: the answer %.80r is wrong: %s", question.question_id, answer, error)
             return 0.0
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the worker processes; they start again when asked again."""
-        self.pool.close()
+        await asyncio.to_thread(self.pool.close)

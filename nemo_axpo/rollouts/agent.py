@@ -70,8 +70,13 @@ class Agent:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        needs_answer_block: bool = True,
     ) -> None:
-        """``temperature``, ``top_p``, ``top_k``: as in SamplingParams; the limits decide its ``max_new_tokens``."""
+        """``temperature``, ``top_p``, ``top_k``: as in SamplingParams; the limits decide its ``max_new_tokens``.
+
+        ``needs_answer_block``: as ``needs_block`` of :func:`extract_answer`.
+        """
+        self._needs_answer_block = needs_answer_block
         self._engine, self._renderer, self._tools, self._limits = engine, renderer, tools, limits
         self._sampling = SamplingParams(limits.max_new_tokens, temperature, top_p, top_k)
 
@@ -167,7 +172,7 @@ class Agent:
         if think_end not in ids:
             return None
         spoken = ids[len(ids) - ids[::-1].index(think_end) :]
-        return extract_answer(self._renderer.decode(spoken))
+        return extract_answer(self._renderer.decode(spoken), needs_block=self._needs_answer_block)
 
     def _check_room(self, job: RolloutJob) -> None:
         if len(job.prompt.token_ids) >= self._limits.max_row_tokens:

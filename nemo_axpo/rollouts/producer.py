@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.rewards.base import VerifierRegistry
+from nemo_axpo.rewards.base import VerifierRegistry, VerifierUnavailableError
 from nemo_axpo.rollouts.agent import Agent, RolloutJob
 from nemo_axpo.rollouts.resampler import continuation_jobs
 from nemo_axpo.types import Question, Rollout, RolloutStatus, ThinkingPrefix
@@ -30,17 +30,25 @@ class Producer:
     """Turns questions into rewarded rollouts."""
 
     def __init__(
-        self, agent: Agent, *, verifiers: VerifierRegistry, max_retries: int = 2, retry_delay_s: float = 1.0
+        self,
+        agent: Agent,
+        *,
+        verifiers: VerifierRegistry,
+        max_retries: int = 2,
+        max_verifier_retries: int = 2,
+        retry_delay_s: float = 1.0,
     ) -> None:
         """``max_retries``: further attempts for a rollout lost to infrastructure, before it is left out.
 
+        ``max_verifier_retries``: the same for its reward, where a verifier is unavailable.
         ``retry_delay_s``: pause before the first of them; it doubles with every further one.
         """
-        if max_retries < 0 or retry_delay_s < 0:
+        if min(max_retries, max_verifier_retries, retry_delay_s) < 0:
             raise ValueError(
-                f"max_retries and retry_delay_s must be 0 or more, got {max_retries} and {retry_delay_s}: 0 retries "
-                "leave a lost rollout out at once"
+                f"retries and retry_delay_s must be 0 or more, got {max_retries}, {max_verifier_retries} and "
+                f"{retry_delay_s}: 0 retries leave a lost rollout out at once"
             )
+        self._max_verifier_retries = max_verifier_retries
         self._agent, self._verifiers = agent, verifiers
         self._max_retries, self._retry_delay_s = max_retries, retry_delay_s
 
@@ -116,8 +124,20 @@ class Producer:
                 await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1))
             rollout = await self._agent.run(job)
             if rollout.status is not RolloutStatus.LOST:
-                return replace(rollout, reward=await self._verifiers.reward(job.question, rollout.answer))
+                return await self._rewarded(job, rollout)
         logger.warning("rollout %s was lost in %d attempts and is left out", job.rollout_id, 1 + self._max_retries)
+        return None
+
+    async def _rewarded(self, job: RolloutJob, rollout: Rollout) -> Rollout | None:
+        """The rollout with its reward; None where no verifier could judge it: what is not known is not wrong."""
+        for attempt in range(1 + self._max_verifier_retries):
+            if attempt:
+                await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1))
+            try:
+                return replace(rollout, reward=await self._verifiers.reward(job.question, rollout.answer))
+            except VerifierUnavailableError as error:
+                logger.warning("rollout %s could not be verified: %s", job.rollout_id, error)
+        logger.warning("rollout %s is left out: no reward in %d attempts", job.rollout_id, attempt + 1)
         return None
 
 
@@ -125,8 +145,8 @@ def check_not_all_lost(rollouts: Sequence[object], *, num_jobs: int) -> None:
     """EngineError where every one of ``num_jobs`` rollouts was lost; ``rollouts``: those that were not, or their scores."""
     if num_jobs and not rollouts:
         raise EngineError(
-            f"all {num_jobs} rollouts were lost, each in several attempts: the engine or the tool servers are down, see "
-            "the warnings above; restart them and resume the run"
+            f"all {num_jobs} rollouts were lost, each in several attempts: the engine, the tool servers or the "
+            "verifiers are down, see the warnings above; restart them and resume the run"
         )
 
 

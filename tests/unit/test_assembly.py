@@ -166,7 +166,7 @@ def test_rollouts_keep_the_configs_limits_and_policy_version(build):
 def test_verifiers_know_the_world(build):
     config, bench = build()
     stream = assembly.build_questions(config, stream="train", seed=0, images=bench.images)
-    asyncio.run(assembly.build_verifiers().check(stream.take(0, 3)))
+    asyncio.run(bench.verifiers.check(stream.take(0, 3)))
 
 
 # --------------------------------------------------------------------------------------------------- algorithm and loss

@@ -14,11 +14,13 @@ from nemo_axpo import assembly
 from nemo_axpo.canaries.checks import Check, canary_dtype, describe, require, run_checks
 from nemo_axpo.canaries.doctor import run_doctor
 from nemo_axpo.canaries.probes import IMAGE, TEXT, TOOL_IMAGE, TOP_K, TOP_P, sample_probes
+from nemo_axpo.canaries.rewards import NUM_QUESTIONS
 from nemo_axpo.canaries.run import run_canaries
 from nemo_axpo.config.load import load_config
 from nemo_axpo.distributed.replicas import OneProcess
 from nemo_axpo.errors import CanaryError
 from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
+from nemo_axpo.rewards.exact_match import ExactMatch
 from nemo_axpo.types import Completion, Message, Question, TextPart
 from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
 
@@ -252,4 +254,6 @@ def test_the_doctor_shows_every_check(config):
     out = io.StringIO()
     torch.manual_seed(0)
     checks = run_doctor(config, console=Console(file=out, width=160))
-    assert len(checks) == 11 and out.getvalue().count(" ok ") == 11 and "sight, tool image" in out.getvalue()
+    num_rewards = 2 * NUM_QUESTIONS + len(ExactMatch.known_answers)
+    assert len(checks) == 11 and out.getvalue().count(" ok ") == 11 + num_rewards
+    assert "sight, tool image" in out.getvalue()

@@ -215,10 +215,10 @@ def test_closing_closes_what_can_be_closed():
     closed = []
 
     class Holder(ExactMatch):
-        def close(self):
+        async def close(self):
             closed.append(self)
 
-    VerifierRegistry({"a": Holder(), "b": ExactMatch()}).close()
+    asyncio.run(VerifierRegistry({"a": Holder(), "b": ExactMatch()}).close())
     assert len(closed) == 1
 
 

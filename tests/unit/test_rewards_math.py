@@ -16,7 +16,7 @@ from nemo_axpo.rewards.workers.pool import CallLimits
 def verifier_fixture():
     verifier = MathEquality(num_workers=1, limits=CallLimits(cpu_s=1.0))
     yield verifier
-    verifier.close()
+    asyncio.run(verifier.close())
 
 
 def reward(verifier, reference, answer, *, other=()):

@@ -114,7 +114,7 @@ def test_a_verifier_that_cannot_tell_right_from_wrong_stops_it_first(config, clo
         async def __call__(self, question, answer):
             return 1.0
 
-    monkeypatch.setattr(assembly, "build_verifiers", lambda: VerifierRegistry({"world": Generous()}))
+    monkeypatch.setattr(assembly, "build_verifiers", lambda section: VerifierRegistry({"world": Generous()}))
     with pytest.raises(ValueError, match="gives 'this answer is wrong on purpose' the reward 1 instead of 0"):
         run_training(config)
     assert names_without_lock(config) == [] and len(closed) == 1

@@ -1,0 +1,72 @@
+"""Answers of a service on disk, by what was asked: the same question is asked, and paid for, once.
+
+One file an answer, ``<directory>/<first two digits>/<sha256 of the request>.json``, written whole or not at all, so that any
+number of processes may share a directory. Each holds the request too: a cache can be read, and a run repeated from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+
+class AnswerCache:
+    """Reads what is there, asks for what is not; who asks the same at the same time shares one request."""
+
+    def __init__(self, directory: str | Path | None) -> None:
+        """``directory``: None keeps nothing, and still shares."""
+        self._directory = Path(directory) if directory is not None else None
+        self._asked: dict[str, asyncio.Task[Any]] = {}
+        self.num_hits = self.num_asked = 0
+
+    async def get(self, request: Any, *, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """The kept answer to ``request`` (plain JSON), or what ``ask`` returns, which is kept. Failures are not kept."""
+        key = hashlib.sha256(_canonical(request)).hexdigest()
+        if (kept := self._read(key, request)) is not None:
+            self.num_hits += 1
+            return kept["answer"]
+        if key not in self._asked:
+            self.num_asked += 1
+            task = asyncio.get_running_loop().create_task(self._ask(key, request, ask))
+            self._asked[key] = task
+            task.add_done_callback(lambda done: self._forget(key, done))
+        return await asyncio.shield(self._asked[key])  # one waiter that gives up must not take it from the others
+
+    async def _ask(self, key: str, request: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
+        answer = await ask()
+        if self._directory is not None:
+            path = self._path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{uuid.uuid4().hex}")
+            temporary.write_text(json.dumps({"request": request, "answer": answer}), encoding="utf-8")
+            os.replace(temporary, path)
+        return answer
+
+    def _forget(self, key: str, task: asyncio.Task[Any]) -> None:
+        del self._asked[key]
+        if not task.cancelled():
+            task.exception()  # heard, also where nobody waits any more
+
+    def _read(self, key: str, request: Any) -> dict[str, Any] | None:
+        """None where there is nothing, or a file that was damaged; it is then written anew."""
+        if self._directory is None:
+            return None
+        try:
+            kept = json.loads(self._path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        fits = isinstance(kept, dict) and "answer" in kept and _canonical(kept.get("request")) == _canonical(request)
+        return kept if fits else None
+
+    def _path(self, key: str) -> Path:
+        return self._directory / key[:2] / f"{key}.json"
+
+
+def _canonical(request: Any) -> bytes:
+    return json.dumps(request, sort_keys=True, separators=(",", ":")).encode()

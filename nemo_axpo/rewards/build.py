@@ -1,0 +1,91 @@
+"""Verifiers by data source, as the ``rewards`` section says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+from nemo_axpo.config.schema import JudgeConfig, RewardsConfig
+from nemo_axpo.errors import rule_message
+from nemo_axpo.remote.answer_cache import AnswerCache
+from nemo_axpo.remote.json_client import JsonClient, RetrySettings
+from nemo_axpo.rewards.any_of import AnyOf
+from nemo_axpo.rewards.base import Verifier, VerifierRegistry
+from nemo_axpo.rewards.exact_match import ExactMatch
+from nemo_axpo.rewards.judge import LlmJudge
+from nemo_axpo.rewards.math_equality import MathEquality
+from nemo_axpo.rewards.multiple_choice import MultipleChoice
+from nemo_axpo.rewards.token_f1 import TokenF1
+from nemo_axpo.rewards.workers.pool import CallLimits
+
+
+def build_verifiers(config: RewardsConfig) -> VerifierRegistry:
+    """One object per name, shared by its sources; processes and connections start at the first answer."""
+    built = {name: _BUILDERS[name](config) for name in sorted(set(_names(config)))}
+    return VerifierRegistry({source: _verifier(names, built) for source, names in config.sources.items()})
+
+
+def reward_problems(config: RewardsConfig) -> Iterator[str]:
+    """What is missing in the section; this machine is not asked."""
+    if not config.sources:
+        yield rule_message("rewards.sources names a verifier per data source", got="none", cure="add the source")
+    if "judge" in _names(config):
+        for key in ("url", "model"):
+            if getattr(config.judge, key) is None:
+                cure = "name the endpoint and its model: rewards.judge.url=https://host/v1 rewards.judge.model=..."
+                yield rule_message(f"a judge needs rewards.judge.{key}", got="null", cure=cure)
+    limits = config.math
+    if limits.stall_s <= limits.cpu_s:
+        rule = "rewards.math.stall_s (wall) must be above rewards.math.cpu_s"
+        yield rule_message(rule, got=f"{limits.stall_s} <= {limits.cpu_s}", cure="raise it")
+
+
+def key_problems(config: RewardsConfig) -> Iterator[str]:
+    """Keys that this machine's environment lacks."""
+    variable = config.judge.key_variable
+    if "judge" in _names(config) and variable and not os.environ.get(variable):
+        cure = f"export {variable}=..., or set rewards.judge.key_variable=null for an endpoint without a key"
+        yield rule_message(f"the judge's key is read from {variable}", got="it is not set", cure=cure)
+
+
+def _names(config: RewardsConfig) -> list[str]:
+    return [name for names in config.sources.values() for name in ([names] if isinstance(names, str) else names)]
+
+
+def _verifier(names: str | tuple[str, ...], built: Mapping[str, Verifier]) -> Verifier:
+    members = [built[name] for name in ([names] if isinstance(names, str) else names)]
+    return members[0] if len(members) == 1 else AnyOf(members)
+
+
+def _math(config: RewardsConfig) -> Verifier:
+    section = config.math
+    limits = CallLimits(cpu_s=section.cpu_s, stall_s=section.stall_s, memory_mib=section.memory_mib)
+    return MathEquality(num_workers=section.num_workers, limits=limits, max_answer_chars=section.max_answer_chars)
+
+
+def _judge(config: RewardsConfig) -> Verifier:
+    section = config.judge
+    return LlmJudge(
+        judge_client(section),
+        model=section.model,
+        body=section.body,
+        cache=AnswerCache(section.cache_dir),
+        has_rule=section.has_rule,
+        max_answer_chars=section.max_answer_chars,
+    )
+
+
+def judge_client(section: JudgeConfig) -> JsonClient:
+    """The connection to the judge; its key comes from the environment."""
+    retry = RetrySettings(section.timeout_s, max_retries=section.max_retries, max_time_s=section.max_time_s)
+    key = os.environ.get(section.key_variable) if section.key_variable else None
+    return JsonClient(section.url, key=key, retry=retry, max_concurrent=section.max_concurrent)
+
+
+_BUILDERS: Mapping[str, Callable[[RewardsConfig], Verifier]] = {
+    "exact_match": lambda _: ExactMatch(),
+    "multiple_choice": lambda _: MultipleChoice(),
+    "token_f1": lambda config: TokenF1(threshold=config.f1_threshold),
+    "math": _math,
+    "judge": _judge,
+}
