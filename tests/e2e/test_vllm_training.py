@@ -1,0 +1,56 @@
+"""AXPO on the quickstart's world with vLLM as the engine: the policy's weights reach it after every step.
+
+Runs in vLLM's own environment (launcher_scripts/test_vllm.sh).
+"""
+
+from __future__ import annotations
+
+import pytest
+from tiny_runs import AXPO, NUM_STEPS, RUN, WARM_START, evaluation, metrics, run_command, run_ranks, succeed, trees
+
+from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
+from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
+
+pytestmark = pytest.mark.vllm
+
+HEAD_DIM = 32
+"""vLLM's attention kernel for CPUs takes no smaller one."""
+ENGINE = ("engine=vllm", "engine.vllm.kv_cache_mib=64", "engine.max_num_seqs=32")
+
+
+@pytest.fixture(scope="module")
+def vllm_checkpoint(tmp_path_factory):
+    """A policy that calls the tool, of a width that vLLM takes."""
+    directory = tmp_path_factory.mktemp("vllm")
+    tiny = save_tiny_checkpoint(
+        directory / "tiny", tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0, head_dim=HEAD_DIM
+    )
+    succeed("sft", "--output-dir", directory / "warm_start", f"model.path={tiny}", *WARM_START)
+    return directory / "warm_start" / "hf"
+
+
+def test_axpo_with_rollouts_from_vllm(vllm_checkpoint, tmp_path):
+    run = tmp_path / "run"
+    done = run_command("train", "--output-dir", run, f"model.path={vllm_checkpoint}", *RUN, *AXPO, *ENGINE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    # A step trains on what the engine sampled with the weights of the step before: stale ones would show here.
+    assert all(row["engine/logprob_diff_max"] < 1e-4 for row in rows)
+    assert all(row["sync/proof"] < 2e-5 and row["sync/bytes"] > 0 and row["update/grad_norm"] > 0 for row in rows)
+    assert sum(row["rollout/num_resamples"] for row in rows) > 0 and all(row["rollout/tool_use"] > 0 for row in rows)
+    assert {"initial", "final"} == evaluation(run).keys()
+    assert any(image for step in range(1, NUM_STEPS + 1) for tree in trees(run, step) for image in tree["images"])
+
+
+def test_the_doctor_passes(vllm_checkpoint):
+    done = run_command("doctor", f"model.path={vllm_checkpoint}", *ENGINE)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "FAILED" not in done.stdout and "parity" in done.stdout
+
+
+def test_several_ranks_are_refused(vllm_checkpoint, tmp_path):
+    arguments = [f"model.path={vllm_checkpoint}", *RUN, *AXPO, *ENGINE]
+    result = run_ranks(2, "train", "--output-dir", tmp_path / "run", *arguments)
+    assert result.returncode != 0
+    assert "samples in the process of a trainer of one rank" in result.stderr and "vllm_server" in result.stderr
