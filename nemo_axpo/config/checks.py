@@ -21,6 +21,7 @@ from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
 from nemo_axpo.rewards.build import key_problems, reward_problems
 from nemo_axpo.tools.build import check_options
+from nemo_axpo.tools.search.build import search_key_problems, search_problems
 
 
 def check_config(config: Config, *, world_size: int = 1) -> None:
@@ -31,6 +32,7 @@ def check_config(config: Config, *, world_size: int = 1) -> None:
         *_vllm_problems(config, world_size=world_size),
         *_device_problems(config),
         *key_problems(config.rewards),
+        *search_key_problems(config.tools),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -47,6 +49,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_precision_problems(config),
         *check_options(config.tools),
         *reward_problems(config.rewards),
+        *search_problems(config.tools),
     ]
 
 

@@ -263,6 +263,34 @@ class PythonToolConfig(Section):
     """Files of an interpreter together."""
 
 
+class SearchConfig(Section):
+    """The tool tavily-search; the key of the service is TAVILY_API_KEY of the environment."""
+
+    backend: Literal["tavily", "corpus"] = "tavily"
+    """A service that speaks Tavily's protocol, or a file of pages ranked by BM25."""
+    corpus: str | None = None
+    """JSONL file with title, url and content a line."""
+    excluded_domains: tuple[str, ...] = ("huggingface.co",)
+    """Never found, in training and evaluation alike: benchmark questions lie there."""
+    max_result_chars: Count = 1_000
+    """Of one page's passage; it becomes tokens of the row."""
+    url: str = "https://api.tavily.com"
+    search_depth: Literal["basic", "advanced"] = "basic"
+    """advanced is better, slower and costs twice as much."""
+    per_minute: Positive | None = 90.0
+    """Requests of this process; null: no limit. A development key allows 100, and all replicas share it."""
+    max_concurrent: Count = 8
+    """Requests on their way at the same time."""
+    timeout_s: Positive = 15.0
+    """Of one attempt."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """Of an attempt that met a busy or absent service, with growing pauses."""
+    max_time_s: Positive = 50.0
+    """Of all attempts of one call, waiting for its turn included; then the rollout is lost and retried."""
+    cache_dir: str | None = "outputs/search_cache"
+    """Answers on disk, shared by runs, by request: a rerun is free and finds the same; null: none."""
+
+
 class ToolsConfig(Section):
     """What the model may call."""
 
@@ -274,6 +302,7 @@ class ToolsConfig(Section):
     servers: dict[str, tuple[str, ...]] = {}
     """Tools that run on tool servers (``nemo-axpo tool-server``): addresses by tool name."""
     python: PythonToolConfig = PythonToolConfig()
+    search: SearchConfig = SearchConfig()
     min_crop_side: Count | None = None
     """Shortest side of a crop in pixels; a smaller box grows around its centre. null: one vision token."""
     observation: str = "Image {index} is the crop."

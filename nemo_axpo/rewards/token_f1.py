@@ -9,19 +9,14 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 
+from nemo_axpo.data.words import words_of
 from nemo_axpo.errors import rule_message
 from nemo_axpo.rewards.known_answers import KnownAnswer
 from nemo_axpo.types import Question
 
 _ARTICLES = frozenset({"a", "an", "the"})
-_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_LETTER = rf"[^\W\d_{_UNSPACED}]"
-_TOKEN = re.compile(rf"[{_UNSPACED}]|\d+(?:[.,]\d+)*|{_LETTER}+(?:['’]{_LETTER}+)*")
-"""One character of a script that is written without spaces, a number, or a word."""
 
 
 class TokenF1:
@@ -54,6 +49,5 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def tokens(text: str) -> list[str]:
-    """Case-folded words, numbers and characters of unspaced scripts, without articles and punctuation."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return [token for token in _TOKEN.findall(folded) if token not in _ARTICLES]
+    """Words without articles."""
+    return [word for word in words_of(text) if word not in _ARTICLES]

@@ -71,7 +71,17 @@ def _python(config: ToolsConfig, images: ImageStore) -> Tool:
     return PythonTool(images, settings=PythonSettings(**bounds, limits=limits))
 
 
-_BUILT_IN: Mapping[str, Callable[[ToolsConfig, ImageStore], Tool]] = {"image_zoom_in": _zoom, "python": _python}
+def _search(config: ToolsConfig, images: ImageStore) -> Tool:
+    from nemo_axpo.tools.search.build import build_search
+
+    return build_search(config.search)
+
+
+_BUILT_IN: Mapping[str, Callable[[ToolsConfig, ImageStore], Tool]] = {
+    "image_zoom_in": _zoom,
+    "python": _python,
+    "tavily-search": _search,
+}
 
 
 def _own_factory(name: str) -> Callable[..., Tool]:

@@ -217,7 +217,7 @@ def test_directory_with_other_files(checkpoint, tmp_path):
         ("actor.tensor_parallel=2", "got 1 ranks, 2 x 1: start 2 ranks (torchrun --nproc-per-node 2"),
         ("rollout.max_row_tokens=900", "rollout.max_row_tokens must not exceed engine.max_model_len"),
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number; got nan"),
-        ("tools.names=[search]", "tools.names may hold image_zoom_in, python, module:factory and path/to/file.py:factory; got 'search': correct the name"),
+        ("tools.names=[search]", "tools.names may hold image_zoom_in, python, tavily-search, module:factory and path/to/file.py:factory; got 'search': correct the name"),
         ("tools.observation='crop {number}'", "the observation of image_zoom_in may hold {index} and no other braces"),
         ("data.name=pictures", "data.name must be one of world, world_specks; got 'pictures'"),
     ],
