@@ -42,6 +42,29 @@ PATHS = (
         gpu=(f"{CONTRACTS}test_hf_engine_cuda.py::TestHfEngineOnCuda",),
     ),
     EnginePath(
+        "vllm",
+        "in the trainer's process, the whole contract",
+        cpu=(f"{CONTRACTS}test_vllm_engine.py::TestVllmEngine",),
+    ),
+    EnginePath(
+        "vllm",
+        "AXPO steps with its rollouts, weights pushed and proven after each; doctor; several ranks refused",
+        cpu=tuple(
+            f"tests/e2e/test_vllm_training.py::{test}"
+            for test in ("test_axpo_with_rollouts_from_vllm", "test_the_doctor_passes", "test_several_ranks_are_refused")
+        ),
+    ),
+    EnginePath(
+        "vllm_server",
+        "the whole contract against a real server; weights in shared memory, by broadcasts, as files",
+        cpu=(f"{CONTRACTS}test_vllm_server_engine.py::TestVllmServerEngine",),
+    ),
+    EnginePath(
+        "vllm_server",
+        "servers that cannot be used, another prompt than ours, half an update",
+        cpu=(f"{CONTRACTS}test_vllm_server_engine.py::TestClient",),
+    ),
+    EnginePath(
         "fleet",
         "the whole contract over three engines in one process",
         cpu=(f"{CONTRACTS}test_fleet_engine.py::TestFleetEngine",),

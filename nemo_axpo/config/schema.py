@@ -207,7 +207,7 @@ class VllmConfig(Section):
 class EngineConfig(Section):
     """The generation engine of the rollouts."""
 
-    name: Literal["hf", "vllm", "trtllm"] = "hf"
+    name: Literal["hf", "vllm", "vllm_server", "trtllm"] = "hf"
     max_num_seqs: Count = 128
     """Requests decoded at the same time; more wait. Servers have a limit of their own."""
     max_model_len: Count = 20_480

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SERVER_ENGINES = ("trtllm",)
+SERVER_ENGINES = ("vllm_server", "trtllm")
 """Engines that sample on servers which already run (``engine.servers``)."""
 
 UNSHARED_SERVER_ENGINES = ("trtllm",)

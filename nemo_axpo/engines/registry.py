@@ -49,6 +49,18 @@ def create_engine(
             max_model_len=max_model_len,
             servers=servers,
         )
+    if name == "vllm_server":
+        from nemo_axpo.engines.vllm_server.build import build_vllm_server
+
+        return build_vllm_server(
+            hf_config,
+            image_store=image_store,
+            stop_token_ids=stop_token_ids,
+            banned_token_ids=banned_token_ids,
+            max_model_len=max_model_len,
+            servers=servers,
+            device=torch.device(device).type,
+        )
     if name not in IN_PROCESS_ENGINES:
         raise ValueError(f"engine must be one of {', '.join((*IN_PROCESS_ENGINES, *SERVER_ENGINES))}; got {name!r}")
     if name == "vllm":

@@ -210,7 +210,7 @@ class TestRegistry:
             asyncio.run(engine.generate(_any_request()))
 
     def test_unknown_name(self):
-        with pytest.raises(ValueError, match="one of hf, vllm, trtllm; got 'sglang'"):
+        with pytest.raises(ValueError, match="one of hf, vllm, vllm_server, trtllm; got 'sglang'"):
             create_engine("sglang", **self.options())
 
     @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_the_engine_keeps_the_configs_limits(build):
 
 
 def test_an_engine_that_does_not_exist():
-    with pytest.raises(ValueError, match="engine must be one of hf, vllm, trtllm; got 'sglang'"):
+    with pytest.raises(ValueError, match="engine must be one of hf, vllm, vllm_server, trtllm; got 'sglang'"):
         create_engine("sglang", **ANYTHING)
 
 

@@ -1,0 +1,1 @@
+"""Generation with vLLM servers: a client of their token-level endpoints, and how to start one."""

@@ -1,0 +1,173 @@
+"""vLLM servers over HTTP: the shared contract, with weights in shared memory, by broadcasts and as files.
+
+Runs in vLLM's own environment (launcher_scripts/test_vllm.sh); the server is vLLM itself, on a CPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import httpx2
+import pytest
+from engine_suite import MAX_MODEL_LEN, EngineContract, run
+from picture_store import PictureStore
+from served_checkpoint import write_checkpoint_files
+from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
+
+from nemo_axpo.config.schema import SyncConfig
+from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.data_urls import DataUrls
+from nemo_axpo.engines.fleet.build import ServerOptions
+from nemo_axpo.engines.vllm_server.build import build_vllm_server
+from nemo_axpo.engines.vllm_server.client import VllmClient
+from nemo_axpo.errors import ConfigError
+
+pytestmark = pytest.mark.vllm
+
+HEAD_DIM = 32
+"""The smallest of vLLM's attention kernel for CPUs."""
+STARTS_WITHIN_S = 240
+
+
+def contract_config():
+    return tiny_config(head_dim=HEAD_DIM)
+
+
+@pytest.fixture(scope="module")
+def server_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("vllm_server") / "server.log"
+
+
+@pytest.fixture(scope="module")
+def url(server_log):
+    """A server of the contract's model; ends with the module."""
+    checkpoint = write_checkpoint_files(server_log.parent / "model", config=contract_config())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "nemo_axpo.engines.vllm_server.launch", "--checkpoint", str(checkpoint),
+        "--port", str(port), "--device", "cpu", "--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN),
+        "--max-num-seqs", "32", "--kv-cache-mib", "64", "--served-model-name", "contract",
+    ]  # fmt: skip
+    with server_log.open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}", process, server_log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_until_up(url, process, log) -> None:
+    for _ in range(STARTS_WITHIN_S):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx2.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(1)
+    raise AssertionError(f"no server after {STARTS_WITHIN_S} s: {log.read_text()[-3000:]}")
+
+
+class ProbedPictures(PictureStore):
+    """Takes the pictures of the start-up probes too."""
+
+    def add(self, picture, **size):
+        if isinstance(picture, str):
+            return super().add(picture, **size)
+        image_id = self._store.add(picture)
+        self._ids[image_id] = image_id
+        return image_id
+
+
+@pytest.fixture
+def pictures():
+    store = ProbedPictures()
+    for number, (height, width) in enumerate([(4, 4), (2, 6), (6, 2), (4, 8), (2, 2)]):
+        store.add(f"i{number}", height=height, width=width)
+    return store
+
+
+@pytest.fixture
+def make_fleet(url, tmp_path):
+    def make(config, store, *, transport="shared_memory", max_num_seqs=None, **options):
+        sync = SyncConfig(transport=transport, bucket_mib=1, directory=str(tmp_path), timeout_s=60)
+        servers = ServerOptions((url,), served_model="contract", sync=sync)
+        return build_vllm_server(config, image_store=store, servers=servers, device="cpu", **options)
+
+    return make
+
+
+class TestVllmServerEngine(EngineContract):
+    @pytest.fixture
+    def config(self):
+        return contract_config()
+
+    @pytest.fixture
+    def store(self, pictures):
+        return pictures
+
+    @pytest.fixture
+    def make_engine(self, make_fleet):
+        return make_fleet
+
+    @pytest.mark.parametrize("transport", ["shared_memory", "broadcast", "disk"])
+    def test_weights_by_every_transport(self, make_engine, config, store, transport):
+        model = tiny_model(config, seed=2)
+        engine = self.build(make_engine, config, model, store, transport=transport)
+        requests = [request(store.render(*range(9), "i1", 7), seed=seed) for seed in range(2)]
+        self.assert_parity(requests, run(engine, *requests), model=model, store=store)
+        asyncio.run(engine.close())
+
+
+def make_client(url, store, **options) -> VllmClient:
+    config = contract_config()
+    probes = [request(store.render(1, 2, 3), max_new_tokens=2), request(store.render(1, "i0", 2), max_new_tokens=2)]
+    return VllmClient(
+        url, data_urls=DataUrls(store), image_token_id=config.image_token_id, stop_token_ids=(IM_END,),
+        banned_token_ids=BANNED, probes=probes, **options,
+    )  # fmt: skip
+
+
+class TestClient:
+    def test_a_server_that_is_not_there(self, pictures):
+        with pytest.raises(ConfigError, match="(?s)must name vLLM servers.*127.0.0.1:9.*vllm_server.launch"):
+            make_client("http://127.0.0.1:9", pictures).check()
+
+    def test_another_model(self, url, pictures):
+        with pytest.raises(ConfigError, match=r"must serve the model.*\['contract'\].*'Qwen3-VL-8B'"):
+            make_client(url, pictures, model="Qwen3-VL-8B").check()
+
+    def test_a_processor_of_its_own_is_noticed(self, url, pictures):
+        """Our placeholders are those of another picture than the one sent: the prompt that comes back is not ours."""
+        client = make_client(url, pictures)
+        client.check()
+        one = request(pictures.render(1, "i0", 2))
+        wrong = replace(one, prompt=replace(one.prompt, image_ids=("i3",)))
+        with pytest.raises(EngineError, match="8 placeholders for image 0, our image processor makes 4"):
+            asyncio.run(client.generate(wrong, timeout_s=30))
+
+    def test_the_version_is_none_of_ours_during_an_update(self, url, pictures, make_fleet):
+        config = contract_config()
+        fleet = make_fleet(
+            config, pictures, stop_token_ids=(IM_END,), banned_token_ids=BANNED, max_model_len=MAX_MODEL_LEN
+        )
+        tensors = tiny_model(config).state_dict()
+        fleet.load_weights(tensors.items(), policy_version=7)
+        client = make_client(url, pictures)
+        assert client.health().policy_version == 7
+        client.start_update({"transport": "shared_memory"})
+        assert client.health().policy_version == -1
+        with pytest.raises(EngineError, match="did not answer within 1 s"):  # paused: nothing is sampled
+            asyncio.run(client.generate(request(pictures.render(1, 2)), timeout_s=1))
+        fleet.load_weights(tensors.items(), policy_version=8)
+        assert client.health().policy_version == 8
+        assert asyncio.run(client.generate(request(pictures.render(1, 2)), timeout_s=30)).policy_version == 8
