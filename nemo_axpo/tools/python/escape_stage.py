@@ -27,6 +27,8 @@ _DEADLINE_S = 2.0
 _MAX_CHARS = 2000
 _AFTER_S = 1.8
 """What a daemon needs to show itself."""
+_ARRIVAL_S = 0.1
+"""What a datagram needs to be read."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,8 @@ async def _attempt(attempt: Attempt, *, policy: Policy, stage: EscapeStage, serv
         return Outcome(attempt.name, attempt.kind, f"the tool failed: {error}", "failed")
     took_s = time.monotonic() - started
     await session.close()
-    if "daemon" in attempt.name or "leave one" in attempt.name:
-        await asyncio.sleep(_AFTER_S)
+    is_daemon = "daemon" in attempt.name or "leave one" in attempt.name
+    await asyncio.sleep(_AFTER_S if is_daemon else _ARRIVAL_S if attempt.kind == "network" else 0)
     seen = [
         "reached" if _is_proven(result) else "",
         stage.breach(),

@@ -85,8 +85,8 @@ def _processes() -> list[tuple[str, str]]:
         ("start one by os.posix_spawn", _proves("os.posix_spawn('/bin/true', ['true'], dict())", before="import os")),
         ("become another program", "import os; os.execv('/bin/sh', ['sh', '-c', 'echo x > {target}'])"),
         ("run a file made in memory", _proves("os.memfd_create('x') >= 0", before="import os")),
-        ("leave a daemon", "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(1.5)\n        open({target!r}, 'w').write('x')\n        print('ESCAPED')\n    os._exit(0)"),
-        ("leave one by ctypes", _CTYPES + "import time\nif libc.fork() == 0:\n    time.sleep(1.5); open({target!r}, 'w').write('x'); os._exit(0)"),
+        ("leave a daemon", "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(0.7)\n        open({target!r}, 'w').write('x')\n        print('ESCAPED')\n    os._exit(0)\ntime.sleep(0.3)"),
+        ("leave one by ctypes", _CTYPES + "import time\nif libc.fork() == 0:\n    time.sleep(0.7); open({target!r}, 'w').write('x'); os._exit(0)\ntime.sleep(0.3)"),
         ("leave a mark for the next rollout", "import builtins, json; builtins.mark_{tag} = 1; json.mark_{tag} = 1"),
     ]  # fmt: skip
 
