@@ -45,6 +45,7 @@ PATHS = (
         "vllm",
         "in the trainer's process, the whole contract",
         cpu=(f"{CONTRACTS}test_vllm_engine.py::TestVllmEngine",),
+        gpu=(f"{CONTRACTS}test_vllm_engine.py::TestVllmEngine",),
     ),
     EnginePath(
         "vllm",
