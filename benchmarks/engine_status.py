@@ -52,7 +52,11 @@ PATHS = (
         "AXPO steps with its rollouts, weights pushed and proven after each; doctor; several ranks refused",
         cpu=tuple(
             f"tests/e2e/test_vllm_training.py::{test}"
-            for test in ("test_axpo_with_rollouts_from_vllm", "test_the_doctor_passes", "test_several_ranks_are_refused")
+            for test in (
+                "test_axpo_with_rollouts_from_vllm",
+                "test_the_doctor_passes",
+                "test_several_ranks_are_refused",
+            )
         ),
     ),
     EnginePath(

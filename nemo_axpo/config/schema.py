@@ -201,7 +201,7 @@ class VllmConfig(Section):
     enforce_eager: bool = False
     """No CUDA graphs and no compilation: starts at once, samples more slowly. Always so on a CPU."""
     max_num_batched_tokens: Count | None = None
-    """Tokens of one step; longer prompts are computed in pieces. null: vLLM's default."""
+    """Tokens of one step; longer prompts are computed in pieces, but on a CPU, where a row must fit. null: vLLM's default."""
 
 
 class EngineConfig(Section):

@@ -5,9 +5,11 @@ Where there is a GPU it computes in bfloat16 there, which was not yet run.
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
-from engine_suite import EngineContract, run
+from engine_suite import MAX_MODEL_LEN, EngineContract, run, text
 from served_checkpoint import write_checkpoint_files
 from tiny_engine_model import request, tiny_config, tiny_model
 
@@ -27,9 +29,9 @@ def make_vllm_engine(tmp_path):
     from nemo_axpo.engines.vllm.engine import VllmEngine
     from nemo_axpo.engines.vllm.settings import VllmSettings
 
-    def make(config, store, **options):
+    def make(config, store, *, max_num_batched_tokens=None, **options):
         write_checkpoint_files(tmp_path, config=config)
-        settings = VllmSettings(kv_cache_mib=64)
+        settings = VllmSettings(kv_cache_mib=64, max_num_batched_tokens=max_num_batched_tokens)
         return VllmEngine(config, checkpoint=tmp_path, image_store=store, settings=settings, **DEVICE, **options)
 
     return make
@@ -54,3 +56,9 @@ class TestVllmEngine(EngineContract):
         engine.load_weights(tensors.items(), policy_version=4)
         requests = [request(store.render(*range(9), "i1", 7), seed=seed) for seed in range(3)]
         self.assert_parity(requests, run(engine, *requests), model=other, store=store)
+
+    def test_more_prompt_tokens_than_a_step_takes(self, make_engine, config, model, store):
+        engine = self.build(make_engine, config, model, store, max_num_batched_tokens=MAX_MODEL_LEN)
+        rng = random.Random(0)
+        requests = [request(store.render(*text(rng, 100)), seed=seed) for seed in range(8)]
+        self.assert_parity(requests, run(engine, *requests), model=model, store=store)

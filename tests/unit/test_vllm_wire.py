@@ -77,7 +77,7 @@ def test_a_server_gets_every_argument():
     line = " ".join(command[1:])
     assert line.startswith("-m vllm.entrypoints.openai.api_server --host h --port 1 --model dir --load-format dummy")
     for part in (
-        "--kv-cache-memory-bytes 2097152", "--enforce-eager", "--no-async-scheduling", "--mm-processor-cache-gb 0",
+        "--kv-cache-memory-bytes 2097152", "--enforce-eager", "--no-enable-chunked-prefill", "--no-async-scheduling", "--mm-processor-cache-gb 0",
         "--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-prefix-caching",
         '--limit-mm-per-prompt {"image": 1024, "video": 0}', "--block-size 32",
         "--worker-extension-cls nemo_axpo.engines.vllm.worker_extension.PolicyWeights",

@@ -26,7 +26,7 @@ class VllmSettings:
     enforce_eager: bool = False
     """No CUDA graphs and no compilation: starts at once, samples more slowly. Always so on a CPU."""
     max_num_batched_tokens: int | None = None
-    """Tokens of one step; longer prompts are computed in pieces. None: vLLM's default."""
+    """Tokens of one step; longer prompts are computed in pieces, but on a CPU, where a row must fit. None: vLLM's default."""
 
 
 def engine_arguments(
@@ -38,6 +38,8 @@ def engine_arguments(
     * ``processed_logprobs``: of the distribution sampled from, after temperature, bans, top-k and top-p.
     * No cache of processed images: a request that fails in it would make later ones fail (vLLM 0.32).
     * The checkpoint's ``generation_config.json`` must not change how a request is sampled.
+    * On a CPU every prompt is computed in one piece: vLLM 0.32 cannot rewind a CPU's random generator, which it does for a
+      seeded request whose prompt is cut in two, and dies.
     * Steps are not overlapped: when one has returned nothing is under way, so that caches can be dropped.
     """
     on_cpu = device == "cpu"
@@ -54,6 +56,7 @@ def engine_arguments(
         "block_size": _CPU_BLOCK_SIZE if on_cpu else None,
         "enforce_eager": settings.enforce_eager or on_cpu,
         "enable_prefix_caching": True,
+        "enable_chunked_prefill": not on_cpu,
         "async_scheduling": False,
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
