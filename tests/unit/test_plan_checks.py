@@ -43,7 +43,8 @@ def test_ranks_and_sizes_that_do_not_divide():
 
 def test_a_budget_of_no_prefix_is_refused():
     hf_config = tiny_config(layers=4)
-    request = request_of("data.num_questions_per_step=1", "algorithm.resample_ratio=0.4", hf_config=hf_config)
+    one_question = ("data.num_questions_per_step=1", "actor.num_minibatches=1")
+    request = request_of(*one_question, "algorithm.resample_ratio=0.4", hf_config=hf_config)
     (problem,) = layout_problems_of(request, hf_config=hf_config)
     assert "K <= r·B·N" in problem and "lower K" in problem
 
