@@ -1,0 +1,1 @@
+"""Subcommands of ``nemo-axpo``, a file each: options, and what they call once they run."""

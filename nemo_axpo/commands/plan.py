@@ -1,0 +1,46 @@
+"""``nemo-axpo plan``."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_axpo.commands.options import add_config_options, composed_config
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Adds ``plan`` and its options."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="what a job needs, before it is queued",
+        description="Prints ranks, parameters, memory per rank and the arithmetic of a step for a config and a number of "
+        "GPUs; exit status 2 and the cure where the job cannot run. Needs no GPU.",
+        epilog="example: nemo-axpo plan --world-size 8 --gpu-memory h100 --model-size 8b actor.dtype=bfloat16",
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", default=1, help="ranks of the job (default: %(default)s)"
+    )
+    parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="default: %(default)s")
+    parser.add_argument(
+        "--gpu-memory", metavar="GIB", default="80", help="GiB, or h100, h200, a100 (default: %(default)s)"
+    )
+    parser.add_argument("--reserve", type=float, metavar="GIB", default=3.0,
+                        help="left to CUDA, NCCL and fragmentation (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--image-share", type=float, metavar="SHARE", default=0.5,
+                        help="assumed share of image tokens in a micro-batch (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--model-size", choices=("2b", "4b", "8b", "32b"),
+                        help="a published Qwen3-VL, where no checkpoint is at hand (instead of model.path)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables; memory in bytes")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from nemo_axpo.plan.command import gpu_memory_gib, run_plan
+    from nemo_axpo.plan.plan import Machine
+
+    memory = gpu_memory_gib(options.gpu_memory)
+    machine = Machine(options.world_size, options.gpus_per_node, gpu_memory_gib=memory, reserve_gib=options.reserve)
+    config = composed_config(options, settings={})
+    run_plan(
+        config, machine=machine, image_share=options.image_share, model_size=options.model_size, as_json=options.json
+    )

@@ -1,0 +1,27 @@
+"""``nemo-axpo sft``."""
+
+from __future__ import annotations
+
+import argparse
+
+from nemo_axpo.commands.options import add_config_options, add_output_dir, check, composed_config, output_setting
+
+
+def add(subparsers: argparse._SubParsersAction) -> None:
+    """Adds ``sft`` and its options."""
+    parser = subparsers.add_parser(
+        "sft",
+        help="supervised warm start",
+        description="Trains the policy to imitate trajectories, so that reinforcement learning starts from one that acts.",
+    )
+    add_config_options(parser)
+    add_output_dir(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    config = composed_config(options, settings=output_setting(options))
+    check(config, needs_policy=False)
+    from nemo_axpo.sft import run_sft
+
+    run_sft(config)
