@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     """A configuration that cannot work; the message says the rule, the value and the cure."""
 
 
+class DataError(ValueError):
+    """A data file that cannot be used as it is; the message names the file, the row and the field."""
+
+
 class RunDirectoryError(ValueError):
     """An output directory that cannot take this run."""
 
