@@ -1,7 +1,8 @@
 r"""Whether two mathematical answers are the same, by math-verify; runs in worker processes, as it may never return.
 
-math-verify's own deadline is an alarm that Python handles between bytecodes, so one large power outlives it; here the
-deadline is the worker's.
+math-verify's own deadline is an alarm: it works in the main thread alone, which it blocks meanwhile, counts the seconds of
+a busy machine, and is not heard inside a long call of GMP (sympy uses gmpy2 where it is installed). Here the deadline is
+the worker's.
 """
 
 from __future__ import annotations

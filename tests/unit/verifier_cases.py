@@ -32,6 +32,8 @@ def act(what: str) -> object:
         os._exit(3)
     if what == "segfault":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "abort":
+        os.abort()
     if what == "raise":
         raise ValueError("a bug")
     if what == "print":

@@ -36,7 +36,7 @@ class Child:
     def __init__(self, function: Callable[..., Any], *, cpu_s: float, memory_bytes: int) -> None:
         job_out, job_in = os.pipe()
         reply_out, reply_in = os.pipe()
-        self.num_calls = 0
+        self.num_calls, self.is_dead = 0, False
         self._pid = os.fork()
         if self._pid == 0:
             os.close(job_in)
@@ -61,12 +61,11 @@ class Child:
         reply = self._replies.readline()
         return json.loads(reply) if reply.endswith(b"\n") else self._failed()
 
-    def kill(self) -> int:
-        """Ends the child; its wait status."""
+    def kill(self) -> None:
+        """Ends the child."""
         os.kill(self._pid, signal.SIGKILL)
-        status = os.waitpid(self._pid, 0)[1]
+        os.waitpid(self._pid, 0)
         self._close()
-        return status
 
     def _failed(self) -> dict[str, Any]:
         status = os.waitpid(self._pid, 0)[1]
@@ -74,9 +73,12 @@ class Child:
         code = os.waitstatus_to_exitcode(status)
         if code == -signal.SIGPROF:
             return {"failure": CPU_LIMIT, "message": "its CPU time was used up"}
+        if code == -signal.SIGABRT:  # how GMP ends a process that has no more memory for a number
+            return {"failure": MEMORY_LIMIT, "message": "it ended itself, as for want of memory"}
         return {"failure": CRASH, "message": f"the process ended with {_name(code)}"}
 
     def _close(self) -> None:
+        self.is_dead = True
         self._replies.close()
         try:
             self._jobs.close()
@@ -134,12 +136,10 @@ def keep(name: str, *, cpu_s: float, stall_s: float, memory_bytes: int, calls_pe
     for line in sys.stdin.buffer:
         child = child or Child(function, cpu_s=cpu_s, memory_bytes=memory_bytes)
         reply = child.call(line, stall_s=stall_s)
-        is_dead = reply.get("failure") in (CPU_LIMIT, CRASH, STALLED)
         replies.write(json.dumps(reply).encode() + b"\n")
-        if not is_dead and child.num_calls >= calls_per_child:
+        if not child.is_dead and child.num_calls >= calls_per_child:
             child.kill()  # caches of the function grow
-            is_dead = True
-        child = None if is_dead else child
+        child = None if child.is_dead else child
     if child:
         child.kill()
 
