@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerCache:
@@ -41,11 +44,10 @@ class AnswerCache:
     async def _ask(self, key: str, request: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
         answer = await ask()
         if self._directory is not None:
-            path = self._path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{uuid.uuid4().hex}")
-            temporary.write_text(json.dumps({"request": request, "answer": answer}), encoding="utf-8")
-            os.replace(temporary, path)
+            try:
+                self._write(self._path(key), {"request": request, "answer": answer})
+            except OSError as error:  # a full disk: the answer is there, and it was paid for
+                logger.warning("an answer could not be kept, and will be asked for again: %s", error)
         return answer
 
     def _forget(self, key: str, task: asyncio.Task[Any]) -> None:
@@ -63,6 +65,15 @@ class AnswerCache:
             return None
         fits = isinstance(kept, dict) and "answer" in kept and _canonical(kept.get("request")) == _canonical(request)
         return kept if fits else None
+
+    def _write(self, path: Path, kept: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
+        try:
+            temporary.write_text(json.dumps(kept), encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._directory / key[:2] / f"{key}.json"

@@ -1,7 +1,7 @@
 """JSON over HTTP to a service that may be busy or down: timeouts, retries with growing pauses, and two kinds of failure.
 
-    429, 5xx, no connection, no answer in time, an answer that is not JSON    asked again, then RemoteUnavailableError
-    any other status                                                         RemoteRefusedError at once
+    408, 429, 5xx, no connection, no answer in time, an answer that is not JSON    asked again, then RemoteUnavailableError
+    any other status                                                              RemoteRefusedError at once
 
 The key travels in a header alone and is struck out of what the service says, so that no log or message ever holds it.
 """
@@ -114,7 +114,7 @@ class JsonClient:
         where = f"{self.url}{path}"
         try:
             async with asyncio.timeout(self._retry.timeout_s):
-                response = await client.post(self.url + path, json=dict(body), headers=self._headers())
+                response = await client.post(self.url + path, content=_encode(body), headers=self._headers())
         except (TimeoutError, httpx2.TimeoutException):
             return f"{where} did not answer within {self._retry.timeout_s:g} s", None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
@@ -126,13 +126,14 @@ class JsonClient:
             except (ValueError, RecursionError):
                 return f"{where} answered something that is not JSON: {self._clean(response.text)!r}", None
         said = f"{where} answered {status}: {self._clean(_message(response))}"
-        if status == 429 or status >= 500:
+        if status in (408, 429) or status >= 500:
             self._pace.pause(min(_retry_after_s(response), self._retry.max_delay_s))
             return said, None
         raise RemoteRefusedError(said, status=status)
 
     def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        kind = {"Content-Type": "application/json"}
+        return kind | {"Authorization": f"Bearer {self._key}"} if self._key else kind
 
     def _clean(self, text: str) -> str:
         text = text.replace(self._key, "***") if self._key else text
@@ -149,6 +150,11 @@ class JsonClient:
             self._client = httpx2.AsyncClient(timeout=None, limits=limits)
             self._places, self._loop = asyncio.Semaphore(self._max_concurrent), loop
         return self._client, self._places
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    """JSON in ASCII, which has a form for every string, half surrogate pairs included."""
+    return json.dumps(dict(body), allow_nan=False).encode("ascii")
 
 
 def _retry_after_s(response: httpx2.Response) -> float:

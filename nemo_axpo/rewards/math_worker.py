@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
@@ -17,6 +18,15 @@ _LATEX = (LatexExtractionConfig(boxed_match_priority=-1),)
 _PLAIN = (ExprExtractionConfig(),)
 _ARITHMETIC = re.compile(r"[\d.,\s+\-*/^()×÷%]+")
 """What a calculator reads: ``2**10``, ``50%``; LaTeX has no word for these."""
+
+_SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
+_LOWERED = str.maketrans(_SUPERSCRIPTS, "0123456789-")
+_RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
+_FRACTION = re.compile(r"(\d+)\N{FRACTION SLASH}(\d+)")
+_SYMBOLS = str.maketrans({"°": "^\\circ ", "∞": "\\infty ", "\N{FRACTION SLASH}": "/"})
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]))")
+_GAP = re.compile(r"(?<=\d)\\[,;:! ](?=\d{3})")
+"""Between thousands."""
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own deadline is off
 
@@ -38,9 +48,16 @@ def is_equal(references: Sequence[str], answer: str) -> bool:
         return False
 
 
+def latex_of(text: str) -> str:
+    r"""LaTeX for what is written in Unicode alone: ``30°``, ``√2``, ``x²``, ``1½``, ``∞``, and ``1\,000`` without its gap."""
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_LOWERED)}}}", text)
+    text = "".join(_FRACTION.sub(r"\\frac{\1}{\2}", unicodedata.normalize("NFKC", character)) for character in text)
+    return _GAP.sub("", _ROOT.sub(r"\\sqrt{\1\2}", text.translate(_SYMBOLS)))
+
+
 def expressions(text: str) -> list:
     """What math-verify reads in ``text``; a list of sympy expressions, and of the text where there is none."""
-    plain = text.strip().strip("$").replace("\\%", "%").strip()
+    plain = latex_of(text).strip().strip("$").replace("\\%", "%").strip()
     found = parse(f"${plain}$", _LATEX, parsing_timeout=None)
     if _ARITHMETIC.fullmatch(plain) and all(isinstance(value, str) for value in found):
         return parse(plain, _PLAIN, parsing_timeout=None) or found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 
-from nemo_axpo.rewards.exact_match import normalize
+from nemo_axpo.rewards.exact_match import matches, normalize
 from nemo_axpo.rewards.known_answers import KnownAnswer
 from nemo_axpo.types import Question, TextPart
 
@@ -17,7 +17,7 @@ _ASKED = "Which colour has a lemon?\n(A) blue\n(B) yellow\n(C) dark red"
 
 
 class MultipleChoice:
-    """Verifier: the answer names the same option, or the same set of options, as the reference.
+    """Verifier: the answer names the same option, or the same set of options, as the reference, or reads exactly as it.
 
     Options are lines of the question that begin with ``A.``, ``(A)``, ``A:`` …, from A on. Where they are known, a letter
     that is followed by another option's words is wrong.
@@ -33,6 +33,8 @@ class MultipleChoice:
 
     async def __call__(self, question: Question, answer: str) -> float:
         """1.0 or 0.0."""
+        if matches(question, answer):
+            return 1.0
         options = options_of(question)
         given = chosen(answer, options=options)
         return float(bool(given) and any(given == chosen(reference, options=options) for reference in question.answers))
@@ -60,11 +62,11 @@ def chosen(text: str, *, options: dict[str, str]) -> frozenset[str]:
 
 def _one(plain: str, *, options: dict[str, str]) -> str:
     """The letter of one option, empty where ``plain`` is something else."""
+    if (match := _LETTER.fullmatch(plain)) and (not options or match[1] in options):
+        return match[1]  # before the words, which may be letters too: (A) D, (B) A
     named = [letter for letter, words in options.items() if words == plain]
     if len(named) == 1:
         return named[0]
-    if match := _LETTER.fullmatch(plain):
-        return match[1]
     match = _LETTER_AND_WORDS.fullmatch(plain)
     if match and (not options or options.get(match[1]) == normalize(match[2])):
         return match[1]

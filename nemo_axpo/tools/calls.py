@@ -57,6 +57,7 @@ def _read_call(text: str, registry: ToolRegistry) -> tuple[str, dict[str, Any], 
     """Name, arguments, error kind and error text of the JSON between the tags."""
     try:
         call = json.loads(text)
+        json.dumps(call, ensure_ascii=False, allow_nan=False).encode()  # NaN and half a surrogate pair go over no wire
     except (ValueError, RecursionError) as error:  # RecursionError: thousands of opening brackets
         return "", {}, "bad_json", f"not valid JSON: {error}"
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):

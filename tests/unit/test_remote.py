@@ -39,8 +39,8 @@ def test_the_request_and_the_answer():
 
 @pytest.mark.parametrize(
     "bad",
-    [Reply({}, 429), Reply({}, 500), Reply(b"", 503), Reply(b"<html>", 200), Reply(b"\xff", 200), Reply(b"[" * 10**5)],
-    ids=["429", "500", "503", "html", "bytes", "nested"],
+    [Reply({}, 408), Reply({}, 429), Reply({}, 500), Reply(b"", 503), Reply(b"<html>", 200), Reply(b"\xff", 200), Reply(b"[" * 10**5)],
+    ids=["408", "429", "500", "503", "html", "bytes", "nested"],
 )
 def test_what_passes_is_asked_again(bad):
     with running(in_turn(bad, bad, Reply([1]))) as service:
@@ -49,6 +49,19 @@ def test_what_passes_is_asked_again(bad):
     with running(in_turn(bad)) as service, pytest.raises(RemoteUnavailableError, match="in 3 attempts"):
         post(service.url)
     assert len(service.asked) == 3
+
+
+def test_half_a_surrogate_pair_arrives():
+    async def run(url):
+        client = JsonClient(url)
+        try:
+            return await client.post("/ask", {"q": "\ud800"})
+        finally:
+            await client.close()
+
+    with running(in_turn(Reply(1))) as service:
+        assert asyncio.run(run(service.url)) == 1
+    assert service.asked[0].body == {"q": "\ud800"} and service.asked[0].headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422, 432])
@@ -174,3 +187,9 @@ def test_a_damaged_file_is_asked_for_again(tmp_path, damage):
     path.write_text(damage)
     assert asyncio.run(cache.get("q", ask=ask)) == {"n": 2}
     assert asyncio.run(cache.get("q", ask=ask)) == {"n": 2}
+
+
+def test_an_answer_that_cannot_be_written_is_still_an_answer(tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    assert asyncio.run(AnswerCache(tmp_path / "cache").get("q", ask=Counter())) == {"n": 1}
+    assert "could not be kept" in caplog.text

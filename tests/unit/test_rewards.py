@@ -98,6 +98,9 @@ def test_a_box_without_a_block_counts_only_when_asked_for(text, expected):
         ("+07.50", "7.5", True),
         ("-0.0", "0", True),
         ("-7", "7", False),
+        (".5", "0.50", True),
+        ("-.5", "-0.5", True),
+        (".", "0", False),
         ("5²", "52", False),
         ("5²", "5^2", True),
     ],
@@ -151,6 +154,10 @@ ASKED = "Which one?\n(A) a cat\n(B) two dogs\n(C) 3,000 mice\nAnswer with a lett
         ("B. whatever", "B", "no options here", 1.0),
         ("C and A", "A, C", ASKED, 1.0),
         ("A", "A, C", ASKED, 0.0),
+        ("ABD", "abd", ASKED, 1.0),  # reads as the reference
+        *[(text, "C", "Which point?\nA. D\nB. C\nC. A", 1.0) for text in ("C", "(C)", "C. A")],  # options that are letters
+        *[(text, "C", "Which point?\nA. D\nB. C\nC. A", 0.0) for text in ("A", "B", "B. C", "D")],
+        ("D", "A", "Which point?\nA. D\nB. C\nC. A", 1.0),
         ("B", "two dogs", ASKED, 1.0),  # the reference may be the option's words
     ],
 )

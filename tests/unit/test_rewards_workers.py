@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -129,6 +130,37 @@ def test_workers_end_with_a_trainer_that_is_killed():
     while any(map(is_running, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, pids))
+
+
+def test_a_trainer_with_more_descriptors_than_select_takes(pool):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 4096)), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert call(pool, "first") == "first"
+        assert pool._workers[0]._process.stdout.fileno() > 1023
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_nothing_is_left_over_after_many_calls(pool):
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    call(pool, "first")
+    before = descriptors()
+    for number in range(40):
+        with pytest.raises((CallTooHardError, VerifierUnavailableError)):
+            call(pool, ("abort", "exit", "segfault", "raise")[number % 4])
+        assert call(pool, "next") == "next"
+    (worker,) = pool._workers
+    keeper = f"/proc/{worker._process.pid}"
+    children = Path(f"{keeper}/task/{worker._process.pid}/children").read_text().split()
+    assert descriptors() == before and len(children) == 1
+    assert len(os.listdir(f"{keeper}/fd")) < 12
+    assert os.fstat(worker._log.fileno()).st_size == 0
 
 
 def test_limits_that_make_no_sense():

@@ -96,6 +96,8 @@ def test_an_unclosed_call_reaches_to_the_end():
         (call_json('{"name": 3, "arguments": {}}'), "bad_json", "must be"),
         (call_json("[" * 100_000), "bad_json", "not valid JSON"),
         (call_json('{"name": "image_zoom_in", "arguments": ' + "9" * 5000 + "}"), "bad_json", "not valid JSON"),
+        (call_json('{"name": "image_zoom_in", "arguments": {"label": "\\ud800"}}'), "bad_json", "surrogates not allowed"),
+        (call_json('{"name": "image_zoom_in", "arguments": {"bbox_2d": [NaN, 0, 1, 1e999]}}'), "bad_json", "float values"),
         (call_json('{"name": "image_zoom_in", "arguments": "x"}'), "bad_arguments", "must be an object"),
         (call_json('{"name": "image_zoom_in"}'), "bad_arguments", "missing argument bbox_2d"),
         (call_json('{"name": "zoom", "arguments": {}}'), "unknown_tool", "unknown tool zoom: use image_zoom_in"),

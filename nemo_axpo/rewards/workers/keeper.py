@@ -55,7 +55,7 @@ class Child:
             self._jobs.flush()
         except BrokenPipeError:
             return self._failed()
-        if not select.select([self._replies], [], [], stall_s)[0]:
+        if not has_input(self._replies, timeout_s=stall_s):
             self.kill()
             return {"failure": STALLED, "message": f"no answer and no end of its CPU time within {stall_s:g} s"}
         reply = self._replies.readline()
@@ -84,6 +84,13 @@ class Child:
             self._jobs.close()
         except BrokenPipeError:
             pass
+
+
+def has_input(pipe: BinaryIO, *, timeout_s: float) -> bool:
+    """Whether there is something to read, or the end of it, within the time; for descriptors of any number."""
+    poll = select.poll()  # select() refuses those above 1023, and a trainer with many connections has such
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def serve_calls(function: Callable[..., Any], jobs: BinaryIO, replies: int, *, cpu_s: float, memory_bytes: int) -> None:

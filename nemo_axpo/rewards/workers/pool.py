@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 import nemo_axpo
 from nemo_axpo.errors import rule_message
 from nemo_axpo.rewards.base import VerifierUnavailableError
-from nemo_axpo.rewards.workers.keeper import CPU_LIMIT, MEMORY_LIMIT
+from nemo_axpo.rewards.workers.keeper import CPU_LIMIT, MEMORY_LIMIT, has_input
 
 _ENTRY = "import sys; sys.path[:0] = [sys.argv.pop(1)]; from nemo_axpo.rewards.workers import keeper; keeper.main()"
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "HOME")
@@ -161,7 +160,7 @@ class _Worker:
 
     def _read(self, timeout_s: float) -> dict[str, Any]:
         replies = self._process.stdout
-        line = replies.readline() if select.select([replies], [], [], timeout_s)[0] else b""
+        line = replies.readline() if has_input(replies, timeout_s=timeout_s) else b""
         if not line.endswith(b"\n"):
             self._log.seek(0)
             said = self._log.read()[-1000:].decode(errors="replace").strip()
