@@ -6,7 +6,8 @@ r"""The math verifier on ordinary and pathological answers, against math-verify 
 alarm). It runs in one child process, which this script kills when an answer takes longer than ``--patience`` seconds: that
 is a wedge, and in a trainer nobody would kill it. sympy uses gmpy2 where it is installed; run once without and once with it
 (``pip install --target DIR gmpy2``, then ``PYTHONPATH=DIR``). The child may have 4 GiB of memory. ``workers`` is ``MathEquality`` as a run
-uses it, also asked one answer at a time for the seconds of each. All run one after the other on the same corpus.
+uses it, also asked one answer at a time for the seconds of each. All run one after the other on the same corpus. ``soak`` is one
+long life of two workers, and what is held before and after it.
 """
 
 from __future__ import annotations
@@ -167,6 +168,66 @@ async def _run_workers(verifier: MathEquality, cases: Sequence[Case], *, at_once
     }
 
 
+def soak(num_cases: int) -> dict[str, object]:
+    """Thousands of answers, every 500th pathological: what this process and its keepers hold before and after."""
+    cases = ordinary(num_cases, seed=2)
+    for place in range(250, num_cases, 500):
+        cases[place] = Case("12", PATHOLOGICAL[place // 500 % len(PATHOLOGICAL)], False)
+    verifier = MathEquality(num_workers=2)
+    return asyncio.run(_soak(verifier, cases))
+
+
+async def _soak(verifier: MathEquality, cases: Sequence[Case]) -> dict[str, object]:
+    async def judge(case: Case) -> bool:
+        question = Question("q", (Message("user", (TextPart("?"),)),), case.reference, "math")
+        return bool(await verifier.judge(question, case.answer))
+
+    both_warm = [Case("1", str(n), n == 1) for n in range(8)]  # a killed process is replaced at the next answer
+    verdicts = await asyncio.gather(*[judge(case) for case in cases[:1000]])
+    await asyncio.gather(*[judge(case) for case in both_warm])
+    before, started = held(), time.perf_counter()
+    for place in range(1000, len(cases), 1000):
+        verdicts += await asyncio.gather(*[judge(case) for case in cases[place : place + 1000]])
+    wall_s = time.perf_counter() - started
+    await asyncio.gather(*[judge(case) for case in both_warm])
+    after = held()
+    outcomes = dict(verifier.pool.outcomes)
+    await verifier.close()
+    return {
+        "answers": len(cases),
+        "wall_s": round(wall_s, 1),
+        "outcomes": outcomes,
+        "wrong_verdicts": wrong_verdicts(cases, verdicts),
+        "after 1000 answers": before,
+        "after all answers": after,
+        "after closing": held(),
+    }
+
+
+def held() -> dict[str, int]:
+    """Descriptors and MiB of this process, and its descendants' number and MiB."""
+    descendants = list(descendants_of(os.getpid()))
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "mib": resident_mib(os.getpid()),
+        "processes": len(descendants),
+        "processes_mib": sum(map(resident_mib, descendants)),
+    }
+
+
+def descendants_of(pid: int) -> Iterator[int]:
+    """Every process below one, zombies included."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            yield child
+            yield from descendants_of(child)
+
+
+def resident_mib(pid: int) -> int:
+    """Memory of one process, pages that forks share counted in each."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def summary(cases: Sequence[Case], verdicts: Sequence[bool | None], seconds: Sequence[float]) -> dict[str, object]:
     """Rates and percentiles of answers that were given one after the other."""
     ordered = sorted(seconds)
@@ -206,10 +267,11 @@ def installed(name: str) -> str | None:
         return None
 
 
-def measure(num_ordinary: int, *, patience_s: float) -> Iterator[tuple[str, object]]:
+def measure(num_ordinary: int, *, num_soak: int, patience_s: float) -> Iterator[tuple[str, object]]:
     """Every part of the result as it is finished."""
     plain, hard = ordinary(num_ordinary, seed=0), [Case("12", answer, False) for answer in PATHOLOGICAL]
     yield "corpus", {"ordinary": len(plain), "right": sum(case.is_right for case in plain), "pathological": len(hard)}
+    yield "soak, workers=2", soak(num_soak)
     yield "direct in a thread", in_a_thread()
     yield "ordinary, direct", run_direct(plain, patience_s=patience_s)
     yield "ordinary, workers=1 one by one", run_workers(plain, num_workers=1, at_once=False)
@@ -225,11 +287,12 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ordinary", type=int, default=1000, help="ordinary answers")
+    parser.add_argument("--soak", type=int, default=10_000, help="answers of the soak; at least 1000")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after which a direct call is a wedge")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     results: dict[str, object] = {"environment": environment()}
-    for name, result in measure(arguments.ordinary, patience_s=arguments.patience):
+    for name, result in measure(arguments.ordinary, num_soak=arguments.soak, patience_s=arguments.patience):
         results[name] = result
         print(json.dumps({name: result}), flush=True)
     if arguments.output:
