@@ -243,7 +243,9 @@ class EngineContract:
                 task.cancel()
             completions = await asyncio.gather(*tasks)
             outcomes = await asyncio.gather(*doomed, return_exceptions=True)
-            assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+            assert any(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+            for outcome in outcomes:  # one that met its stop token before it was cancelled has ended
+                assert isinstance(outcome, asyncio.CancelledError) or outcome.finish_reason == "stop"
             return completions
 
         completions = asyncio.run(asyncio.wait_for(cancel_midway(), timeout=60))

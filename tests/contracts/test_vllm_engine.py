@@ -13,6 +13,7 @@ from engine_suite import MAX_MODEL_LEN, EngineContract, run, text
 from served_checkpoint import write_checkpoint_files
 from tiny_engine_model import request, tiny_config, tiny_model
 
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD
 
 pytestmark = pytest.mark.vllm
@@ -62,3 +63,16 @@ class TestVllmEngine(EngineContract):
         rng = random.Random(0)
         requests = [request(store.render(*text(rng, 100)), seed=seed) for seed in range(8)]
         self.assert_parity(requests, run(engine, *requests), model=model, store=store)
+
+    def test_a_step_that_fails_reaches_every_waiter_and_ends_there(self, engine, store, monkeypatch):
+        requests = [request(store.render(1, 2, seed), seed=seed) for seed in range(3)]
+
+        def fail():
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine._core, "step", fail)
+        for one in requests:
+            with pytest.raises(EngineError, match="vLLM failed while sampling: RuntimeError: out of memory"):
+                run(engine, one)
+        monkeypatch.undo()
+        assert [len(completion.token_ids) for completion in run(engine, *requests)] == [8, 8, 8]

@@ -6,32 +6,30 @@ Runs in vLLM's own environment (launcher_scripts/test_vllm.sh); the server is vL
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
-import httpx2
 import pytest
 from engine_suite import MAX_MODEL_LEN, EngineContract, run
 from picture_store import PictureStore
 from served_checkpoint import write_checkpoint_files
 from tiny_engine_model import BANNED, IM_END, request, tiny_config, tiny_model
+from vllm_server_process import SERVED_MODEL, VllmServerProcess
 
 from nemo_axpo.config.schema import SyncConfig
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.data_urls import DataUrls
 from nemo_axpo.engines.fleet.build import ServerOptions
+from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.vllm_server.build import build_vllm_server
 from nemo_axpo.engines.vllm_server.client import VllmClient
 from nemo_axpo.errors import ConfigError
+from nemo_axpo.types import Completion
 
 pytestmark = pytest.mark.vllm
 
 HEAD_DIM = 32
 """The smallest of vLLM's attention kernel for CPUs."""
-STARTS_WITHIN_S = 240
+PATIENCE = FleetSettings(request_timeout_s=120, health_every_s=0.3, max_outage_s=30)
 
 
 def contract_config():
@@ -39,42 +37,16 @@ def contract_config():
 
 
 @pytest.fixture(scope="module")
-def server_log(tmp_path_factory):
-    return tmp_path_factory.mktemp("vllm_server") / "server.log"
+def checkpoint(tmp_path_factory):
+    return write_checkpoint_files(tmp_path_factory.mktemp("vllm_server") / "model", config=contract_config())
 
 
 @pytest.fixture(scope="module")
-def url(server_log):
+def url(checkpoint):
     """A server of the contract's model; ends with the module."""
-    checkpoint = write_checkpoint_files(server_log.parent / "model", config=contract_config())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "nemo_axpo.engines.vllm_server.launch", "--checkpoint", str(checkpoint),
-        "--port", str(port), "--device", "cpu", "--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN),
-        "--max-num-seqs", "32", "--kv-cache-mib", "64", "--served-model-name", "contract",
-    ]  # fmt: skip
-    with server_log.open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}", process, server_log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def wait_until_up(url, process, log) -> None:
-    for _ in range(STARTS_WITHIN_S):
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx2.get(f"{url}/health", timeout=5).status_code == 200:
-                return
-        except httpx2.TransportError:
-            pass
-        time.sleep(1)
-    raise AssertionError(f"no server after {STARTS_WITHIN_S} s: {log.read_text()[-3000:]}")
+    with VllmServerProcess(checkpoint, log=checkpoint.parent / "server.log") as server:
+        server.wait_until_up()
+        yield server.url
 
 
 class ProbedPictures(PictureStore):
@@ -98,9 +70,9 @@ def pictures():
 
 @pytest.fixture
 def make_fleet(url, tmp_path):
-    def make(config, store, *, transport="shared_memory", max_num_seqs=None, **options):
+    def make(config, store, *, transport="shared_memory", max_num_seqs=None, urls=(url,), **options):
         sync = SyncConfig(transport=transport, bucket_mib=1, directory=str(tmp_path), timeout_s=60)
-        servers = ServerOptions((url,), served_model="contract", sync=sync)
+        servers = ServerOptions(tuple(urls), served_model=SERVED_MODEL, settings=PATIENCE, sync=sync)
         return build_vllm_server(config, image_store=store, servers=servers, device="cpu", **options)
 
     return make
@@ -171,3 +143,48 @@ class TestClient:
         fleet.load_weights(tensors.items(), policy_version=8)
         assert client.health().policy_version == 8
         assert asyncio.run(client.generate(request(pictures.render(1, 2)), timeout_s=30)).policy_version == 8
+
+
+class TestKilledServer:
+    """One of two servers is killed while it samples, started again, and given weights."""
+
+    def test_no_request_is_lost_and_a_restarted_server_waits_for_weights(self, url, checkpoint, pictures, make_fleet):
+        config = contract_config()
+        model, other = tiny_model(config), tiny_model(config, seed=1)
+        with VllmServerProcess(checkpoint, log=checkpoint.parent / "second.log") as second:
+            second.wait_until_up()
+            ids = {"stop_token_ids": (IM_END,), "banned_token_ids": BANNED}
+            fleet = make_fleet(config, pictures, urls=(url, second.url), max_model_len=MAX_MODEL_LEN, **ids)
+            fleet.load_weights(model.state_dict().items(), policy_version=5)
+            requests = [
+                request(pictures.render(*range(seed, seed + 9), "i0", 7), seed=seed, max_new_tokens=120)
+                for seed in range(24)
+            ]
+
+            completions = asyncio.run(self.serve_while_killed(fleet, requests, second))
+            EngineContract().assert_parity(requests, completions, model=model, store=pictures)
+            survivor, killed = fleet.take_server_reports()
+            assert (survivor.is_up, survivor.num_failures, killed.is_up, killed.num_taken_out) == (True, 0, False, 1)
+            assert killed.num_failures > 0 and killed.num_lost == survivor.num_lost == 0
+
+            second.start()
+            second.wait_until_up()
+            assert make_client(second.url, pictures).health().policy_version == -1
+            assert {c.policy_version for c in run(fleet, *requests)} == {5}
+            assert set(fleet.by_server()) == {url}
+
+            fleet.load_weights(other.state_dict().items(), policy_version=6)
+            assert set(fleet.by_server()) == {url, second.url}
+            for engine in fleet.by_server().values():
+                completions = run(engine, *requests[:2])
+                assert {c.policy_version for c in completions} == {6}
+                EngineContract().assert_parity(requests[:2], completions, model=other, store=pictures)
+            asyncio.run(fleet.close())
+
+    async def serve_while_killed(self, fleet, requests, server: VllmServerProcess) -> list[Completion]:
+        tasks = [asyncio.create_task(fleet.generate(one)) for one in requests]
+        while not fleet._router.in_flight[server.url]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        server.kill()
+        return await asyncio.gather(*tasks)

@@ -138,7 +138,7 @@ class VllmEngine:
             self._cancelled.append(key)
             raise
         finally:
-            del self._waiting[key]
+            self._waiting.pop(key, None)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, Tensor]], *, policy_version: int) -> None:
         """Replaces the weights; drops cached prefixes and image features. Needs an idle engine.
@@ -177,8 +177,8 @@ class VllmEngine:
             try:
                 turn = await loop.run_in_executor(self._thread, self._turn, added, cancelled)
             except Exception as error:  # noqa: BLE001 - whatever broke a step reaches every waiter: none may hang
-                await loop.run_in_executor(self._thread, self._core.abort_all)
                 self._fail(error)
+                await loop.run_in_executor(self._thread, self._core.abort_all)
                 return
             self._hand_out(turn)
             has_requests = turn.has_requests
