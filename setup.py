@@ -18,7 +18,7 @@ setup(
     packages=[*find_packages(include=["nemo_axpo", "nemo_axpo.*"]), "nemo_axpo.conf"],
     # The checkout keeps conf/ at the top, as NeMo users expect it; a wheel carries it inside the package.
     package_dir={"nemo_axpo.conf": "conf"},
-    package_data={"nemo_axpo": ["**/*.html", "**/*.css", "**/*.js", "**/*.json"], "nemo_axpo.conf": ["**/*.yaml"]},
+    package_data={"nemo_axpo": ["**/*.html", "**/*.css", "**/*.js", "**/*.json", "**/*.yaml"], "nemo_axpo.conf": ["**/*.yaml"]},
     entry_points={"console_scripts": ["nemo-axpo = nemo_axpo.cli:main"]},
     install_requires=[
         "torch>=2.6",

@@ -38,6 +38,7 @@ from nemo_axpo.rewards.build import build_verifiers
 from nemo_axpo.rollouts.agent import Agent
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.producer import Producer
+from nemo_axpo.tools.agent_prompt import read_instructions
 from nemo_axpo.tools.build import build_tool
 from nemo_axpo.tools.executor import ToolExecutor
 from nemo_axpo.tools.registry import ToolRegistry
@@ -86,7 +87,8 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     images = ImageStore(image_processor)
     registry = ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
     tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
-    renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas)
+    instructions = read_instructions(config.tools.instructions, tool_names=registry.names)
+    renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas, instructions=instructions)
     verifiers = build_verifiers(config.rewards)
     return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools, verifiers)
 

@@ -297,6 +297,9 @@ class ToolsConfig(Section):
     names: tuple[str, ...] = ("image_zoom_in",)
     """Tools offered in the system turn, in the order of the schemas: built-in ones, or ``module:factory`` and
     ``path/to/file.py:factory`` of one's own."""
+    instructions: str | None = None
+    """System text before the tools. ``agent``: how to work, to use each tool and to answer (tools/agent_prompt.yaml), what speaks of
+    tools left out where there are none; a path: that text file; null: none, as in the embedded world."""
     options: dict[str, dict[str, Any]] = {}
     """Keyword arguments of one's own tools, by their entry in ``names``."""
     servers: dict[str, tuple[str, ...]] = {}

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_axpo.data.images import MAX_ASPECT_RATIO, ImageStore
+from nemo_axpo.tools.agent_prompt import tool_schema
 from nemo_axpo.types import ImageId, ToolResult
 
 FRAME = 1000
 """Boxes are relative: 0 is the left or top edge of the image, 1000 the right or bottom edge."""
-DESCRIPTION = "Zooms in on a region of an image and returns the enlarged crop as a new image."
 OBSERVATION = "Image {index} is the crop."
 
 
@@ -30,7 +30,6 @@ class ImageZoomIn:
         *,
         min_side: int | None = None,
         observation: str = OBSERVATION,
-        description: str = DESCRIPTION,
     ) -> None:
         """``min_side``: pixels; smaller boxes are enlarged to it. Default: one vision token of the processor.
 
@@ -42,7 +41,7 @@ class ImageZoomIn:
             raise ValueError(f"min_side of image_zoom_in must be at least 1 pixel, got {min_side}: leave it unset")
         _check_observation(observation)
         self._observation = observation
-        self.schema = _schema(self.name, description)
+        self.schema = tool_schema(self.name)
 
     def open(self, images: Sequence[ImageId]) -> _ZoomSession:
         """A session on the rollout's images."""
@@ -114,19 +113,3 @@ def _no_such_image(index: float, num_images: int) -> str:
     if not num_images:
         return "there is no image to zoom in on"
     return f"img_idx {index:g} does not exist: use 0 to {num_images - 1}"
-
-
-def _schema(name: str, description: str) -> dict[str, Any]:
-    properties = {
-        "bbox_2d": {
-            "type": "array",
-            "items": {"type": "number"},
-            "minItems": 4,
-            "maxItems": 4,
-            "description": "Region as [x1, y1, x2, y2], relative to the image from 0 to 1000.",
-        },
-        "label": {"type": "string", "description": "What the region shows."},
-        "img_idx": {"type": "number", "description": "Index of the image, from 0.", "default": 0},
-    }
-    parameters = {"type": "object", "properties": properties, "required": ["bbox_2d", "label"]}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}

@@ -18,6 +18,7 @@ from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.errors import ConfigError, MissingExtraError
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.loading import read_checkpoint
+from nemo_axpo.tools.agent_prompt import agent_instructions
 from nemo_axpo.types import GenerationRequest, RolloutStatus, SamplingParams, TrainingSample
 
 ANYTHING = {
@@ -52,6 +53,19 @@ def test_the_prompt_offers_the_tools_of_the_config(build):
         assert ("image_zoom_in" in bench.renderer.decode(prompt.token_ids)) is is_offered
 
 
+def test_the_agents_instructions_stand_in_the_system_turn_with_tools_and_without(build):
+    corpus = ["tools.search.backend=corpus", "tools.search.corpus=pages.jsonl", "tools.names=[image_zoom_in]"]
+    for overrides, has_tools in ((["tools=agent", *corpus], True), (["tools=none"], False)):
+        config, bench = build(*overrides)
+        stream = assembly.build_questions(config, stream="train", seed=0, images=bench.images)
+        system, _, rest = bench.renderer.decode(bench.renderer.prompt(stream.take(0, 1)[0]).token_ids).partition(
+            "<|im_end|>"
+        )
+        expected = agent_instructions(config.tools.names)
+        assert system.startswith(f"<|im_start|>system\n{expected}") and "boxed" not in rest
+        assert ("<tools>" in system) is ("image_zoom_in:" in system) is has_tools
+
+
 def test_image_pads_and_padded_vocabulary_are_banned(build):
     _, bench = build()
     tokenizer, text = bench.renderer.tokenizer, bench.hf_config.text_config
@@ -62,7 +76,9 @@ def test_image_pads_and_padded_vocabulary_are_banned(build):
 
 
 def test_an_unknown_tool(build):
-    with pytest.raises(ValueError, match=r"tools.names may hold image_zoom_in, python, .*; got 'search': correct the name"):
+    with pytest.raises(
+        ValueError, match=r"tools.names may hold image_zoom_in, python, .*; got 'search': correct the name"
+    ):
         build("tools.names=[search]")
 
 

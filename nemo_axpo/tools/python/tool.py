@@ -21,18 +21,13 @@ from nemo_axpo.errors import rule_message
 from nemo_axpo.sandbox import seccomp
 from nemo_axpo.sandbox.policy import Layer, Limits, Policy
 from nemo_axpo.sandbox.probe import probe_layers
+from nemo_axpo.tools.agent_prompt import tool_schema
 from nemo_axpo.tools.python.fork_server import CHANNEL
 from nemo_axpo.tools.python.server_process import ServerProcess, readable_paths
 from nemo_axpo.tools.python.session import CellResult, PythonSession
 from nemo_axpo.types import ImageId, ToolResult
 
 logger = logging.getLogger(__name__)
-DESCRIPTION = (
-    "Runs Python code in an interpreter that keeps its variables between calls, like a notebook. Returns what is printed, "
-    "the value of the last expression and figures shown with plt.show(). The images of the conversation are in the lists "
-    "_pil_images (PIL) and _images (file paths), those returned by other tools included. numpy, scipy, sympy, matplotlib "
-    "and Pillow are installed; there is no network."
-)
 MAX_FIGURE_PIXELS = 16_000_000
 """Larger figures are not decoded."""
 _MAX_ENCODED_IMAGES = 256
@@ -58,16 +53,14 @@ class PythonTool:
 
     name = "python"
 
-    def __init__(
-        self, image_store: ImageStore, *, settings: PythonSettings | None = None, description: str = DESCRIPTION
-    ) -> None:
+    def __init__(self, image_store: ImageStore, *, settings: PythonSettings | None = None) -> None:
         """ValueError where no layer of the sandbox works and the settings do not say that none is wanted."""
         self._settings = settings or PythonSettings()
         self._store = image_store
         self._policy = sandbox_policy(self._settings)
         self._server = ServerProcess()
         self._encoded: OrderedDict[ImageId, bytes] = OrderedDict()
-        self.schema = _schema(self.name, description, default_timeout_s=self._settings.timeout_s)
+        self.schema = _schema(self.name, default_timeout_s=self._settings.timeout_s)
 
     @property
     def layers(self) -> frozenset[Layer]:
@@ -184,14 +177,7 @@ def sandbox_policy(settings: PythonSettings) -> Policy:
     return Policy(layers, settings.limits, readable_paths(), program)
 
 
-def _schema(name: str, description: str, *, default_timeout_s: float) -> dict[str, Any]:
-    properties = {
-        "code": {"type": "string", "description": "Python code to run."},
-        "timeout": {
-            "type": "integer",
-            "description": "Seconds after which the code is stopped.",
-            "default": int(default_timeout_s),
-        },
-    }
-    parameters = {"type": "object", "properties": properties, "required": ["code"]}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+def _schema(name: str, *, default_timeout_s: float) -> dict[str, Any]:
+    schema = tool_schema(name)
+    schema["function"]["parameters"]["properties"]["timeout"]["default"] = int(default_timeout_s)
+    return schema

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_axpo.errors import rule_message
+from nemo_axpo.tools.agent_prompt import tool_schema
 from nemo_axpo.tools.search.base import BadQueryError, SearchBackend, SearchResult
 from nemo_axpo.types import ImageId, ToolResult
 
 NAME = "tavily-search"
-DESCRIPTION = "Searches the web and returns the title, the address and a passage of each page that was found."
-MAX_RESULTS = 20
 MAX_QUERY_CHARS = 400
-"""Bounds of Tavily's interface; kept by every backend, so that what the model learns holds for all."""
+"""Bound of Tavily's interface; kept by every backend, so that what the model learns holds for all."""
 
 
 class SearchTool:
@@ -21,15 +20,13 @@ class SearchTool:
 
     name = NAME
 
-    def __init__(
-        self, backend: SearchBackend, *, max_result_chars: int = 1_000, description: str = DESCRIPTION
-    ) -> None:
+    def __init__(self, backend: SearchBackend, *, max_result_chars: int = 1_000) -> None:
         """``max_result_chars``: a longer passage is cut; passages become tokens of the row."""
         if max_result_chars < 1:
             rule = "max_result_chars of the search tool must be at least 1"
             raise ValueError(rule_message(rule, got=max_result_chars, cure="leave it unset"))
         self._backend, self._max_result_chars = backend, max_result_chars
-        self.schema = _schema(description)
+        self.schema = tool_schema(NAME)
 
     def open(self, images: Sequence[ImageId]) -> SearchTool:
         """The tool itself: nothing is kept between calls."""
@@ -69,18 +66,3 @@ def _line(text: str) -> str:
 
 def _cut(text: str, max_chars: int) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 1].rstrip() + "…"
-
-
-def _schema(description: str) -> dict[str, Any]:
-    properties = {
-        "query": {"type": "string", "description": "What to search for."},
-        "max_results": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_RESULTS,
-            "description": "How many pages to return.",
-            "default": 5,
-        },
-    }
-    parameters = {"type": "object", "properties": properties, "required": ["query"]}
-    return {"type": "function", "function": {"name": NAME, "description": description, "parameters": parameters}}
