@@ -20,6 +20,7 @@ from nemo_axpo.config.checks import algorithm_arguments, layer_settings, memory_
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
+from nemo_axpo.data.questions import FILES
 from nemo_axpo.data.row_cost import RowCostModel, row_cost_model
 from nemo_axpo.data.vocabulary import banned_token_ids, load_tokenizer
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
@@ -28,7 +29,7 @@ from nemo_axpo.engines.fleet.build import ServerOptions
 from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.registry import create_engine
 from nemo_axpo.engines.vllm.settings import VllmSettings
-from nemo_axpo.errors import rule_message
+from nemo_axpo.loop import QuestionSource
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.models.qwen3_vl.checkpoint_check import check_processor, check_tokenizer, check_weights
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config
@@ -93,13 +94,15 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools, verifiers)
 
 
-def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionStream | SpeckStream:
+def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionSource:
     """A stream of questions; its name separates training, evaluation and warm start under one seed."""
+    if config.data.name == FILES:
+        from nemo_axpo.data.file_questions import build_file_questions  # loads the package datasets, a second
+
+        return build_file_questions(config.data, stream=stream, seed=seed, images=images)
     if config.data.name == SPECKS:
         return SpeckStream(stream, seed=seed, image_store=images)
-    if config.data.name != SOURCE:
-        rule = f"data.name must be one of {SOURCE}, {SPECKS}"
-        raise ValueError(rule_message(rule, got=repr(config.data.name), cure="other readers do not exist yet"))
+    assert config.data.name == SOURCE, f"the schema knows no data {config.data.name!r}"
     world = config.world
     style = SceneStyle(dots=world.dots, tint=world.tint, daylight=world.daylight)
     return QuestionStream(stream, seed=seed, style=style, image_store=images)

@@ -13,12 +13,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from nemo_axpo.commands import doctor, eval, export, journal, plan, quickstart, report, sft, tool_server, train
+from nemo_axpo.commands import (
+    check_data,
+    doctor,
+    eval,
+    export,
+    journal,
+    plan,
+    quickstart,
+    report,
+    sft,
+    tool_server,
+    train,
+)
 from nemo_axpo.errors import MissingExtraError, RunFailedError
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses; 130 is what a shell reports for Ctrl-C."""
-_COMMANDS = (train, sft, eval, doctor, export, journal, report, plan, tool_server, quickstart)
+_COMMANDS = (train, sft, eval, check_data, doctor, export, journal, report, plan, tool_server, quickstart)
 """In the order of ``--help``."""
 
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
-from nemo_axpo.config.schema import Config
+from nemo_axpo.config.schema import Config, DataConfig
+from nemo_axpo.data.questions import FILES
 from nemo_axpo.engines.names import SERVER_ENGINES, UNSHARED_SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
@@ -42,6 +43,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
     """Every problem of ``config`` itself on ``world_size`` ranks; this machine is not asked."""
     return [
         *_algorithm_problems(config),
+        *_data_problems(config.data),
         *_length_problems(config),
         *_layout_problems(config, world_size=world_size),
         *_unsupported(config),
@@ -95,6 +97,21 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
             got=f"{config.actor.num_minibatches} > {num_questions}",
             cure="lower it, or raise data.num_questions_per_step",
         )
+
+
+def _data_problems(data: DataConfig) -> Iterator[str]:
+    """Questions that lack their files; whether these can be read is seen when they are."""
+    if data.name != FILES:
+        return
+    if not data.files:
+        cure = "name them: data=files 'data.files=[{path: questions.jsonl}]' (docs/data.md)"
+        yield rule_message("data.name=files needs data.files", got="none", cure=cure)
+    if data.streaming and not data.eval_files:
+        rule = "data.streaming needs data.eval_files: held-out questions of a stream are not known beforehand"
+        yield rule_message(rule, got="none", cure="name some, or set data.streaming=false")
+    if data.streaming and any(file.keep for file in data.files):
+        cure = "set data.streaming=false"
+        yield rule_message("data.files[].keep is for questions that are not streamed", got="streaming", cure=cure)
 
 
 def _length_problems(config: Config) -> Iterator[str]:

@@ -31,13 +31,46 @@ class ModelConfig(Section):
     """HF checkpoint directory; null: the tiny model of the embedded world with random weights (sft only)."""
 
 
+class DataFileConfig(Section):
+    """Files of one layout, and what is taken of them."""
+
+    path: str
+    """File, directory or pattern of files (.parquet, .jsonl, .json), or a hub id."""
+    reader: str = "schema"
+    """Their layout: schema, virl39k, fvqa, pyvision, mmfinereason, mmfinereason_hard, or ``path/to/file.py:function``."""
+    split: str = "train"
+    """Of a hub data set."""
+    source: str | None = None
+    """Name of the data source, which chooses the verifier; null: the reader's, or the rows' own."""
+    image_root: str | None = None
+    """Directory that relative image paths start from; null: the file's."""
+    keep: str | None = None
+    """JSONL file of ids (``nemo-axpo filter`` writes one): other questions are left out."""
+    max_questions: Count | None = None
+    """So many of them, drawn by id; null: all."""
+
+
 class DataConfig(Section):
     """Which questions are asked."""
 
-    name: str = "world"
-    """Data source; ``world`` and ``world_specks`` are the embedded world's two tasks."""
+    name: Literal["world", "world_specks", "files"] = "world"
+    """``world`` and ``world_specks`` are the embedded world's two tasks; ``files``: the questions of data files."""
     num_questions_per_step: Count = 16
     """B: questions of one step of the whole job."""
+    files: tuple[DataFileConfig, ...] = ()
+    """What training, distillation and filtering ask."""
+    eval_files: tuple[DataFileConfig, ...] = ()
+    """What evaluations during training ask; none: the share ``held_out`` of ``files``."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the questions that training never asks, chosen by id, where there are no ``eval_files``."""
+    shuffle: bool = True
+    """Every epoch has an order of its own; false: the files' order."""
+    streaming: bool = False
+    """Rows are read as they are asked for, not converted and checked beforehand; needs ``eval_files``."""
+    shuffle_buffer: Count = 1_000
+    """Questions among which a streamed one is drawn."""
+    cache_dir: str | None = None
+    """Where ``datasets`` keeps converted files; null: its own place."""
 
 
 class WorldConfig(Section):

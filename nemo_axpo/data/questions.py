@@ -29,6 +29,8 @@ from nemo_axpo.types import ImageId, ImagePart, Message, Question, TextPart
 if TYPE_CHECKING:
     from nemo_axpo.data.images import ImageStore
 
+FILES = "files"
+"""``data.name`` of questions that are read from files."""
 IMAGE_MARK = "<image>"
 """Where an image stands in the text of a question."""
 FIELDS = ("id", "question", "messages", "images", "answer", "candidate_answers", "kind", "source")
@@ -124,6 +126,17 @@ def user_turn(text: str, *, num_images: int, where: str) -> tuple[RecordMessage,
     return _place_images([("user", [*_pieces(text)])], num_images=num_images, where=where)
 
 
+def conversation(fields: RowFields, name: str, *, num_images: int) -> tuple[RecordMessage, ...]:
+    """The chat turns in the field ``name``, images placed as by :func:`user_turn`. DataError naming turn and field."""
+    turns = [
+        _turn(value, where=f"{fields.where}, field '{name}[{number}]'")
+        for number, value in enumerate(fields.sequence(name))
+    ]
+    if not turns or turns[-1][0] != "user":
+        raise fields.problem(name, "turns that end with one of the user", got=[role for role, _ in turns])
+    return _place_images(turns, num_images=num_images, where=f"{fields.where}, field {name!r}")
+
+
 def _messages(fields: RowFields, *, num_images: int) -> tuple[RecordMessage, ...]:
     if fields.has("question") == fields.has("messages"):
         got = "both" if fields.has("question") else "neither"
@@ -131,15 +144,12 @@ def _messages(fields: RowFields, *, num_images: int) -> tuple[RecordMessage, ...
         raise DataError(rule_message(rule, got=got, cure="keep one of them"))
     if fields.has("question"):
         return user_turn(fields.text("question"), num_images=num_images, where=f"{fields.where}, field 'question'")
-    turns = [_turn(value, fields=fields, number=number) for number, value in enumerate(fields.sequence("messages"))]
-    if not turns or turns[-1][0] != "user":
-        raise fields.problem("messages", "turns that end with one of the user", got=[role for role, _ in turns])
-    return _place_images(turns, num_images=num_images, where=f"{fields.where}, field 'messages'")
+    return conversation(fields, "messages", num_images=num_images)
 
 
-def _turn(value: Any, *, fields: RowFields, number: int) -> tuple[str, list[str | None]]:
+def _turn(value: Any, *, where: str) -> tuple[str, list[str | None]]:
     """Role and pieces of a turn; None is an image."""
-    turn = RowFields(value, where=f"{fields.where}, field 'messages[{number}]'")
+    turn = RowFields(value, where=where)
     role = turn.text("role")
     if role not in ROLES:
         raise turn.problem("role", f"one of {', '.join(ROLES)}", got=role)

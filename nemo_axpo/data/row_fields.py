@@ -60,6 +60,17 @@ class RowFields:
             raise self.problem(name, "text or an integer", got=value)
         return str(value)
 
+    def number(self, name: str) -> float:
+        """A finite number, or text that is one."""
+        value = self.value(name)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.problem(name, "a number", got=value)
+        return number
+
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of texts, without blanks and repetitions; empty where the field is missing or null."""
         if not self.has(name):
@@ -97,10 +108,14 @@ class RowFields:
         return DataError(rule_message(rule, got=shown(got), cure="correct the row or drop it"))
 
     def refuse_misspelt(self, known: Collection[str]) -> None:
-        """DataError for a field that is not known and looks like one that the row lacks; others are left alone."""
-        absent = [name for name in known if name not in self._row]
+        """DataError for a field that is not known and looks like one that the row lacks; others are left alone.
+
+        A null is like no field: tables give every row the fields of all.
+        """
+        absent = [name for name in known if not self.has(name)]
         for name in self._row:
-            near = [] if name in known else get_close_matches(str(name), absent, n=1, cutoff=_SIMILAR)
+            is_unknown = name not in known and self.has(name)
+            near = get_close_matches(str(name), absent, n=1, cutoff=_SIMILAR) if is_unknown else []
             if near:
                 rule = f"{self.where} must name its fields as the schema does"
                 raise DataError(rule_message(rule, got=repr(name), cure=f"call it {near[0]!r}, or remove it"))

@@ -219,7 +219,7 @@ def test_directory_with_other_files(checkpoint, tmp_path):
         ("optimizer.lr=nan", "optimizer.lr: input should be a finite number; got nan"),
         ("tools.names=[search]", "tools.names may hold image_zoom_in, python, tavily-search, module:factory and path/to/file.py:factory; got 'search': correct the name"),
         ("tools.observation='crop {number}'", "the observation of image_zoom_in may hold {index} and no other braces"),
-        ("data.name=pictures", "data.name must be one of world, world_specks; got 'pictures'"),
+        ("data.name=pictures", "data.name: input should be 'world', 'world_specks' or 'files'; got 'pictures'"),
     ],
 )
 def test_setting_that_cannot_work(checkpoint, tmp_path, setting, expected):

@@ -104,9 +104,8 @@ def test_the_style_of_the_world_reaches_the_pictures(build):
 
 
 def test_an_unknown_source(build):
-    config, bench = build("data.name=pictures")
-    with pytest.raises(ValueError, match="data.name must be one of world, world_specks; got 'pictures'"):
-        assembly.build_questions(config, stream="train", seed=0, images=bench.images)
+    with pytest.raises(ConfigError, match="data.name: input should be 'world', .* or 'files'; got 'pictures'"):
+        build("data.name=pictures")
 
 
 # ------------------------------------------------------------------------------------------------- engine and rollouts
