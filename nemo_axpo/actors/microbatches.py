@@ -21,6 +21,7 @@ class Microbatch:
     """B rows in packing order; L of their tokens are trained."""
 
     inputs: PackedInputs
+    """On the CPU; on the device of the others while the micro-batch runs."""
     sample_B: tuple[int, ...]
     """Index of each row in the step's samples."""
     mask_BS: Tensor
@@ -140,7 +141,7 @@ def build_microbatch(
 
     inverse_temperature_B = np.array([1.0 / sample.temperature for sample in ordered], dtype=np.float32)
     return Microbatch(
-        inputs=inputs.to(device),
+        inputs=inputs,
         sample_B=tuple(indices[row] for row in rows.order_B),
         mask_BS=torch.from_numpy(rows.mask_BS).to(device),
         target_L=torch.from_numpy(rows.token_ids_BS[rows.mask_BS]).to(device),

@@ -32,7 +32,9 @@ def run_schedule(
 
     def forward_step(iterator: Any, stage: Any) -> tuple[Tensor, Callable[..., Any]]:
         number, microbatch = next(iterator)
-        return stage(microbatch.inputs), functools.partial(calculate, number)
+        # Pictures of a whole step would not fit: a micro-batch's inputs are on the device only while it runs.
+        inputs = microbatch.inputs.to(microbatch.mask_BS.device)
+        return stage(inputs), functools.partial(calculate, number)
 
     def calculate(number: int, output: OutputStates) -> tuple[Tensor, Tensor, dict[str, Any]]:
         loss, results = finish(number, output)

@@ -38,7 +38,7 @@ class RankMemory:
     engine_weights: float
     engine_cache: float
     inputs: float
-    """Micro-batches of one optimizer step, pixels included."""
+    """Micro-batches of one optimizer step: indices of all, pixels of those that run."""
     activations_language: float
     activations_vision: float
     logits: float
@@ -84,7 +84,7 @@ def stage_memory(
         optimizer=optimizer_bytes(trained, settings=settings),
         engine_weights=engine.weights if stage == 0 else 0.0,
         engine_cache=engine.cache if stage == 0 else 0.0,
-        inputs=_input_bytes(sizes, step=step),
+        inputs=_input_bytes(sizes, step=step, num_held=step.num_microbatches if settings.is_on_host else in_flight),
         activations_language=in_flight * (activations.language + activations.tables),
         activations_vision=in_flight * activations.vision,
         logits=logit_bytes(sizes, settings=settings, num_loss_tokens=step.microbatch.num_loss_tokens)
@@ -111,10 +111,11 @@ def _optimizer_scratch(num_trained: int, *, settings: TrainerSettings) -> float:
     return 0.0 if settings.memory.offload_optimizer else FLOAT32 * num_trained / settings.optimizer_shards
 
 
-def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic) -> float:
+def _input_bytes(sizes: ModelSizes, *, step: StepArithmetic, num_held: int) -> float:
+    """Indices of all micro-batches, pictures of those that run; on a CPU the others' pictures wait there too."""
     shape, vision = step.microbatch, sizes.vision
     pixels = shape.num_image_tokens * vision.patches_per_token * vision.patch_values * FLOAT32
-    return step.num_microbatches * (pixels + shape.num_tokens * _INDEX_BYTES_PER_TOKEN)
+    return num_held * pixels + step.num_microbatches * shape.num_tokens * _INDEX_BYTES_PER_TOKEN
 
 
 def logit_bytes(sizes: ModelSizes, *, settings: TrainerSettings, num_loss_tokens: int) -> float:

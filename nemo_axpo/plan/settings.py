@@ -32,6 +32,8 @@ class TrainerSettings:
     """Whether the decoder is built of Transformer Engine's layers; ``auto`` is planned as the local ones, which keep more."""
     has_fp8: bool = False
     has_reference: bool = True
+    is_on_host: bool = False
+    """Whether the trainer runs on a CPU."""
     memory: MemorySettings = _PLAIN
 
     @property
@@ -60,6 +62,7 @@ def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
         has_fused_layers=layers.needs_transformer_engine,
         has_fp8=layers.fp8 is not None,
         has_reference=config.loss.kl_coef > 0,
+        is_on_host=config.device == "cpu",
         memory=MemorySettings(**memory_arguments(config)),
     )
 
