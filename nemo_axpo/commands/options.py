@@ -20,7 +20,7 @@ _OVERRIDES = (
 def add_config_options(parser: argparse.ArgumentParser) -> None:
     """Settings, and the recipe that they change."""
     parser.add_argument("overrides", nargs="*", metavar="SETTING", help=_OVERRIDES)
-    parser.add_argument("--config-name", metavar="NAME", help="recipe: a file of conf/ (default: config)")
+    parser.add_argument("--config-name", metavar="NAME", help="recipe: a file of conf/, e.g. recipes/axpo_8b (default: config)")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="directory of your own recipes")
 
 
@@ -34,7 +34,7 @@ def output_setting(options: argparse.Namespace) -> dict[str, str]:
     return {} if options.output_dir is None else {"output_dir": str(options.output_dir)}
 
 
-def composed_config(options: argparse.Namespace, *, settings: dict[str, str]) -> Config:
+def composed_config(options: argparse.Namespace, *, settings: dict[str, str | None]) -> Config:
     """The recipe changed by the command line and ``settings``. ConfigError for what no config has."""
     from nemo_axpo.config.load import load_config
 

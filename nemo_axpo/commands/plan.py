@@ -18,8 +18,9 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     )
     add_config_options(parser)
     parser.add_argument(
-        "--world-size", type=int, metavar="N", default=1, help="ranks of the job (default: %(default)s)"
+        "--world-size", type=int, metavar="N", help="ranks of the trainer (default: job.num_nodes x job.gpus_per_node, or 1)"
     )
+    parser.add_argument("--stage", choices=("train", "sft"), default="train", help="default: %(default)s")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="default: %(default)s")
     parser.add_argument(
         "--gpu-memory", metavar="GIB", default="80", help="GiB, or h100, h200, a100 (default: %(default)s)"
@@ -39,8 +40,15 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_axpo.plan.plan import Machine
 
     memory = gpu_memory_gib(options.gpu_memory)
-    machine = Machine(options.world_size, options.gpus_per_node, gpu_memory_gib=memory, reserve_gib=options.reserve)
-    config = composed_config(options, settings={})
+    # Another number of ranks than the config's is what the user wants to know about.
+    settings = {} if options.world_size is None else {"job.num_nodes": None}
+    config = composed_config(options, settings=settings)
+    world_size = options.world_size if options.world_size is not None else config.job.world_size or 1
     run_plan(
-        config, machine=machine, image_share=options.image_share, model_size=options.model_size, as_json=options.json
+        config,
+        machine=Machine(world_size, options.gpus_per_node, gpu_memory_gib=memory, reserve_gib=options.reserve),
+        image_share=options.image_share,
+        model_size=options.model_size,
+        is_warm_start=options.stage == "sft",
+        as_json=options.json,
     )

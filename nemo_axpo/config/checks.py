@@ -137,6 +137,10 @@ def _length_problems(config: Config) -> Iterator[str]:
 
 
 def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
+    if config.job.world_size not in (None, world_size):
+        rule = "the number of ranks must be job.num_nodes x job.gpus_per_node"
+        cure = f"start {config.job.world_size} ranks, or set job.num_nodes=null"
+        yield rule_message(rule, got=f"{world_size}", cure=cure)
     parallel = math.prod((config.actor.tensor_parallel, config.actor.pipeline_parallel))
     if world_size % parallel:
         yield rule_message(

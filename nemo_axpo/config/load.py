@@ -26,6 +26,8 @@ from nemo_axpo.config.messages import describe_validation_error, did_you_mean
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
 
+RECIPES = "recipes"
+"""Directory of ``conf/`` with complete jobs on real models: ``--config-name recipes/axpo_8b``."""
 _HYDRA_LOCK = threading.Lock()
 """Hydra composes in one global state: two threads at once would refuse each other."""
 
@@ -90,7 +92,8 @@ def load_saved_config(path: str | Path) -> Config:
 
 
 def _check_config_file(directory: Path, *, config_name: str) -> None:
-    names = sorted(path.stem for path in directory.glob("*.yaml"))
+    files = [*directory.glob("*.yaml"), *(directory / RECIPES).glob("*.yaml")]
+    names = sorted(str(path.relative_to(directory).with_suffix("")) for path in files)
     if config_name.removesuffix(".yaml") not in names:
         cure = did_you_mean(config_name, names) or f"there are: {', '.join(names) or 'none'}"
         raise ConfigError(rule_message(f"--config-name must name a file of {directory}", got=config_name, cure=cure))

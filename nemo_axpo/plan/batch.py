@@ -60,6 +60,24 @@ def step_arithmetic(config: Config, *, data_parallel: int, image_share: float) -
     )  # fmt: skip
 
 
+def warm_start_arithmetic(config: Config, *, data_parallel: int, image_share: float) -> StepArithmetic:
+    """One optimizer step of ``nemo-axpo sft``: trajectories instead of rollouts, and nothing is resampled."""
+    rows, row_tokens = config.sft.batch_size, config.rollout.max_row_tokens
+    per_microbatch = max(1, config.actor.micro_batch_tokens // row_tokens)
+    per_replica = _ceil(rows, data_parallel)
+    num_tokens = min(config.actor.micro_batch_tokens, per_replica * row_tokens)
+    return StepArithmetic(
+        num_rollouts=0,
+        num_prefixes=0,
+        num_continuations=0,
+        num_rows=rows,
+        num_tokens=rows * row_tokens,
+        rows_per_microbatch=per_microbatch,
+        num_microbatches=_ceil(per_replica, per_microbatch),
+        microbatch=_microbatch(config, num_tokens=num_tokens, image_share=image_share),
+    )
+
+
 def _microbatch(config: Config, *, num_tokens: int, image_share: float) -> MicrobatchShape:
     """A full micro-batch; no more tokens carry loss than the turns of its rows may sample."""
     rollout = config.rollout

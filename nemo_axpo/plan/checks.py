@@ -12,6 +12,7 @@ from nemo_axpo.errors import rule_message
 from nemo_axpo.models.qwen3_vl.layout_rules import layout_problems
 from nemo_axpo.plan.memory import RankMemory
 from nemo_axpo.plan.plan import GIB, Plan, PlanRequest, make_plan
+from nemo_axpo.plan.servers import server_problems
 
 TENSOR_SIZES, PIPELINE_SIZES = (1, 2, 4, 8), (1, 2, 4)
 _RECOMPUTE: tuple[dict[str, Any], ...] = (
@@ -53,18 +54,19 @@ def layout_problems_of(request: PlanRequest, *, hf_config: Any) -> list[str]:
 
 
 def memory_problems(request: PlanRequest, plan: Plan, *, hf_config: Any) -> list[str]:
-    """The stages that do not fit the GPU, with the smallest layout that does."""
+    """The stages and servers that do not fit the GPU, the stages with the smallest layout that does."""
     usable = request.machine.usable_bytes
     too_full = [stage for stage in plan.stages if stage.memory.total > usable]
+    served = list(server_problems(request.config, plan.servers, gpus_per_node=request.machine.gpus_per_node))
     if not too_full:
-        return []
+        return served
     worst = max(too_full, key=lambda stage: stage.memory.total)
     found = smallest_layout(request, hf_config=hf_config)
     kind, size = largest_kind(worst.memory)
     cure = f"use {settings_text(found)}" if found else _without_layout(request, plan, kind=kind)
     rule = f"a rank must fit {usable / GIB:.1f} GiB ({request.machine.gpu_memory_gib:g} less a reserve)"
     got = f"{worst.memory.total / GIB:.1f} GiB on stage {worst.stage}, {size / GIB:.1f} of it {kind}"
-    return [rule_message(rule, got=got, cure=cure)]
+    return [rule_message(rule, got=got, cure=cure), *served]
 
 
 def _without_layout(request: PlanRequest, plan: Plan, *, kind: str) -> str:
@@ -182,6 +184,8 @@ def _memory_warnings(request: PlanRequest, plan: Plan) -> Iterator[str]:
 
 
 def _batch_warnings(request: PlanRequest, plan: Plan) -> Iterator[str]:
+    if request.is_warm_start:
+        return
     questions, replicas = request.config.data.num_questions_per_step, plan.layout.data_parallel
     if questions % replicas:
         rule = "the questions of a step should divide evenly over the replicas, which sample them"

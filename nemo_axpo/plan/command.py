@@ -21,12 +21,18 @@ GPU_MEMORY_GIB = {"a100-40gb": 40.0, "a100": 80.0, "h100": 79.6, "h200": 140.4}
 
 
 def run_plan(
-    config: Config, *, machine: Machine, image_share: float = 0.5, model_size: str | None = None, as_json: bool = False
+    config: Config,
+    *,
+    machine: Machine,
+    image_share: float = 0.5,
+    model_size: str | None = None,
+    is_warm_start: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Prints the plan of a job; ConfigError where it cannot run, after printing what is known."""
     _check_assumptions(machine, image_share=image_share)
     hf_config = planned_model(config, model_size=model_size)
-    request = PlanRequest(config, model_sizes(hf_config), machine, image_share)
+    request = PlanRequest(config, model_sizes(hf_config), machine, image_share, is_warm_start)
     problems = layout_problems_of(request, hf_config=hf_config)
     plan = None if problems else make_plan(request)
     warnings: list[str] = []

@@ -21,6 +21,9 @@ class EngineMemory:
     cache: float
 
 
+NO_ENGINE = EngineMemory(0.0, 0.0, 0.0)
+
+
 def engine_memory(config: EngineConfig, *, sizes: ModelSizes) -> EngineMemory:
     """Of the embedded engine: a second copy of the weights, and a preallocated cache. Servers have GPUs of their own: nothing.
 
@@ -28,7 +31,7 @@ def engine_memory(config: EngineConfig, *, sizes: ModelSizes) -> EngineMemory:
     ended and are kept for their prefixes.
     """
     if config.name in SERVER_ENGINES:
-        return EngineMemory(0.0, 0.0, 0.0)
+        return NO_ENGINE
     value_bytes = BYTES[config.dtype]
     per_position = 2 * sizes.num_layers * sizes.group_width * value_bytes
     per_sequence = 2 * config.max_model_len * per_position

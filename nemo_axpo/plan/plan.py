@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nemo_axpo.config.schema import Config
-from nemo_axpo.plan.batch import StepArithmetic, step_arithmetic
-from nemo_axpo.plan.engine import EngineMemory, engine_memory
+from nemo_axpo.plan.batch import StepArithmetic, step_arithmetic, warm_start_arithmetic
+from nemo_axpo.plan.engine import NO_ENGINE, EngineMemory, engine_memory
 from nemo_axpo.plan.layout import JobLayout
 from nemo_axpo.plan.memory import RankMemory, stage_memory
 from nemo_axpo.plan.parameters import ParameterCount, rank_parameters, whole_model
+from nemo_axpo.plan.servers import ServerMemory, server_memory
 from nemo_axpo.plan.settings import TrainerSettings, trainer_settings
 from nemo_axpo.plan.sizes import ModelSizes
 
@@ -41,6 +42,8 @@ class PlanRequest:
     machine: Machine
     image_share: float = 0.5
     """Share of a micro-batch's tokens that are image tokens; an assumption."""
+    is_warm_start: bool = False
+    """Whether ``nemo-axpo sft`` is planned: no reference policy, and an engine only to measure the result."""
 
     def with_actor(self, **values: object) -> PlanRequest:
         """The same job with other values in the config's section ``actor``."""
@@ -67,6 +70,7 @@ class Plan:
     engine: EngineMemory
     whole: ParameterCount
     stages: tuple[StagePlan, ...]
+    servers: ServerMemory | None
 
     @property
     def peak_bytes(self) -> float:
@@ -78,9 +82,11 @@ def make_plan(request: PlanRequest) -> Plan:
     """The plan of a job whose sizes divide (:func:`nemo_axpo.plan.checks.layout_problems_of` finds none)."""
     config, sizes = request.config, request.sizes
     replicas = request.machine.world_size // (config.actor.tensor_parallel * config.actor.pipeline_parallel)
-    settings = trainer_settings(config, data_parallel=replicas)
-    step = step_arithmetic(config, data_parallel=replicas, image_share=request.image_share)
-    engine = engine_memory(config.engine, sizes=sizes)
+    settings = trainer_settings(config, data_parallel=replicas, is_warm_start=request.is_warm_start)
+    arithmetic = warm_start_arithmetic if request.is_warm_start else step_arithmetic
+    step = arithmetic(config, data_parallel=replicas, image_share=request.image_share)
+    has_engine = not request.is_warm_start or config.eval.window_questions > 0
+    engine = engine_memory(config.engine, sizes=sizes) if has_engine else NO_ENGINE
     parallel = {"tensor_parallel": settings.tensor_parallel, "pipeline_parallel": settings.pipeline_parallel}
     stages = [
         StagePlan(
@@ -91,4 +97,5 @@ def make_plan(request: PlanRequest) -> Plan:
         for stage in range(settings.pipeline_parallel)
     ]
     layout = JobLayout(data_parallel=replicas, gpus_per_node=request.machine.gpus_per_node, **parallel)
-    return Plan(layout, settings, step, engine, whole_model(sizes), tuple(stages))
+    servers = server_memory(config, sizes=sizes, gpu_memory_gib=request.machine.gpu_memory_gib)
+    return Plan(layout, settings, step, engine, whole_model(sizes), tuple(stages), servers)

@@ -12,6 +12,7 @@ from rich.table import Table
 from nemo_axpo.plan.layout import JobLayout
 from nemo_axpo.plan.parameters import ParameterCount
 from nemo_axpo.plan.plan import GIB, Plan, PlanRequest
+from nemo_axpo.plan.servers import ServerMemory
 
 _KINDS = {
     "weights": "weights",
@@ -47,7 +48,8 @@ def plan_values(
     layout = asdict(plan.layout) | {"ranks": [asdict(place) for place in plan.layout.places()]}
     settings, whole = asdict(plan.settings), asdict(plan.whole) | {"total": plan.whole.total}
     return {**values, "layout": layout, "settings": settings, "step": asdict(plan.step), "parameters": whole,
-            "stages": stages, "peak_bytes": plan.peak_bytes}  # fmt: skip
+            "stages": stages, "peak_bytes": plan.peak_bytes,
+            "servers": plan.servers and {**asdict(plan.servers), "rows": plan.servers.rows}}  # fmt: skip
 
 
 def print_plan(
@@ -58,6 +60,8 @@ def print_plan(
         _print_layout(plan.layout, console=console)
         console.print(_parameter_table(plan))
         console.print(_memory_table(request, plan))
+        if plan.servers is not None:
+            console.print(_server_table(plan.servers))
         _print_step(request, plan, console=console)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
@@ -125,18 +129,33 @@ def _memory_table(request: PlanRequest, plan: Plan) -> Table:
     return table
 
 
+def _server_table(servers: ServerMemory) -> Table:
+    table = Table(title="Generation servers", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_row("servers × GPUs of each", f"{servers.count} × {servers.gpus_each}")
+    table.add_row("weights, GiB a GPU", _size(servers.weights, unit=GIB))
+    table.add_row("left for keys and values, GiB a GPU", _size(servers.cache, unit=GIB))
+    table.add_row("longest rows held at once, a server", f"{servers.rows:,}")
+    return table
+
+
 def _print_step(request: PlanRequest, plan: Plan, *, console: Console) -> None:
     step, config = plan.step, request.config
     table = Table(title="One training step, at most", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
-    rows = {
+    rollouts = {
         f"rollouts ({config.data.num_questions_per_step} questions × {config.algorithm.num_rollouts})": step.num_rollouts,
         "prefixes resampled, floor(r·B·N / K)": step.num_prefixes,
         "their continuations": step.num_continuations,
+    }
+    minibatches = 1 if request.is_warm_start else config.actor.num_minibatches
+    rows = {
+        **({} if request.is_warm_start else rollouts),
         "rows trained": step.num_rows,
         f"tokens (rows of {config.rollout.max_row_tokens:,})": step.num_tokens,
-        f"micro-batches per replica and optimizer step (of {config.actor.num_minibatches})": step.num_microbatches,
+        f"micro-batches per replica and optimizer step (of {minibatches})": step.num_microbatches,
         "tokens of a micro-batch": step.microbatch.num_tokens,
         f"of these image tokens (assumed {request.image_share:.0%})": step.microbatch.num_image_tokens,
         "of these trained": step.microbatch.num_loss_tokens,

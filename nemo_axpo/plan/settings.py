@@ -47,8 +47,8 @@ class TrainerSettings:
         return self.data_parallel if self.memory.distributed_optimizer else 1
 
 
-def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
-    """Of ``config``, with ``data_parallel`` replicas."""
+def trainer_settings(config: Config, *, data_parallel: int, is_warm_start: bool = False) -> TrainerSettings:
+    """Of ``config``, with ``data_parallel`` replicas; the warm start has no reference policy."""
     actor, layers = config.actor, layer_settings(config)
     return TrainerSettings(
         tensor_parallel=actor.tensor_parallel,
@@ -61,7 +61,7 @@ def trainer_settings(config: Config, *, data_parallel: int) -> TrainerSettings:
         packs_thd=_packs_thd(config),
         has_fused_layers=layers.needs_transformer_engine,
         has_fp8=layers.fp8 is not None,
-        has_reference=config.loss.kl_coef > 0,
+        has_reference=config.loss.kl_coef > 0 and not is_warm_start,
         is_on_host=config.device == "cpu",
         memory=MemorySettings(**memory_arguments(config)),
     )
