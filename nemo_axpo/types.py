@@ -98,6 +98,8 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps the whole vocabulary."""
+    presence_penalty: float = 0.0
+    """In [-2, 2]: subtracted, before the temperature, from the logits of tokens this completion already holds."""
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,12 @@ class ImageStore:
         self._images = {i: image for i, image in self._images.items() if i in kept}
         self._features = {i: features for i, features in self._features.items() if i in kept}
 
+    def drop(self, image_ids: Iterable[ImageId]) -> None:
+        """Forgets the images that are named; ids that are not there are left alone."""
+        for image_id in image_ids:
+            self._images.pop(image_id, None)
+            self._features.pop(image_id, None)
+
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """The image in RGB as a viewer shows it: EXIF rotation applied, transparency over white, 16-bit gray in 8 bits.

@@ -109,6 +109,7 @@ def _check_sampling(request: GenerationRequest) -> None:
         (0 <= sampling.temperature < math.inf, "temperature must be finite, ≥ 0 (0 is greedy)", sampling.temperature),
         (0 < sampling.top_p <= 1, "top_p must lie in (0, 1]; 1 keeps everything", sampling.top_p),
         (sampling.top_k >= 0, "top_k must be ≥ 0; 0 keeps everything", sampling.top_k),
+        (-2 <= sampling.presence_penalty <= 2, "presence_penalty must lie in [-2, 2]", sampling.presence_penalty),
         (0 <= request.seed < 2**64, "seed must be an unsigned 64-bit integer; derive it by hashing", request.seed),
     )
     for holds, rule, value in rules:

@@ -70,15 +70,16 @@ class Agent:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        presence_penalty: float = 0.0,
         needs_answer_block: bool = True,
     ) -> None:
-        """``temperature``, ``top_p``, ``top_k``: as in SamplingParams; the limits decide its ``max_new_tokens``.
+        """``temperature`` to ``presence_penalty``: as in SamplingParams; the limits decide its ``max_new_tokens``.
 
         ``needs_answer_block``: as ``needs_block`` of :func:`extract_answer`.
         """
         self._needs_answer_block = needs_answer_block
         self._engine, self._renderer, self._tools, self._limits = engine, renderer, tools, limits
-        self._sampling = SamplingParams(limits.max_new_tokens, temperature, top_p, top_k)
+        self._sampling = SamplingParams(limits.max_new_tokens, temperature, top_p, top_k, presence_penalty)
 
     @property
     def renderer(self) -> ChatRenderer:

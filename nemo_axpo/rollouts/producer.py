@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.rewards.base import VerifierRegistry, VerifierUnavailableError
 from nemo_axpo.rollouts.agent import Agent, RolloutJob
@@ -51,6 +52,11 @@ class Producer:
         self._max_verifier_retries = max_verifier_retries
         self._agent, self._verifiers = agent, verifiers
         self._max_retries, self._retry_delay_s = max_retries, retry_delay_s
+
+    @property
+    def renderer(self) -> ChatRenderer:
+        """Renders the prompts of its rollouts."""
+        return self._agent.renderer
 
     async def run_rollouts(
         self,
@@ -118,26 +124,32 @@ class Producer:
         return tuple(rollout for rollout in rollouts if rollout is not None)
 
     async def _run(self, job: RolloutJob) -> Rollout | None:
-        """One rewarded rollout; None when every attempt was lost. A retry has the seeds of the first attempt."""
+        """One rewarded rollout; None when every attempt was lost, or no verifier could judge it."""
+        rollout = await self.sample(job)
+        reward = rollout and await self.reward(job.question, rollout.answer, rollout_id=job.rollout_id)
+        return None if reward is None else replace(rollout, reward=reward)
+
+    async def sample(self, job: RolloutJob) -> Rollout | None:
+        """One rollout without its reward; None when every attempt was lost. A retry has the seeds of the first attempt."""
         for attempt in range(1 + self._max_retries):
             if attempt:
                 await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1))
             rollout = await self._agent.run(job)
             if rollout.status is not RolloutStatus.LOST:
-                return await self._rewarded(job, rollout)
+                return rollout
         logger.warning("rollout %s was lost in %d attempts and is left out", job.rollout_id, 1 + self._max_retries)
         return None
 
-    async def _rewarded(self, job: RolloutJob, rollout: Rollout) -> Rollout | None:
-        """The rollout with its reward; None where no verifier could judge it: what is not known is not wrong."""
+    async def reward(self, question: Question, answer: str | None, *, rollout_id: str) -> float | None:
+        """1.0 or 0.0; None where no verifier could judge the answer: what is not known is not wrong."""
         for attempt in range(1 + self._max_verifier_retries):
             if attempt:
                 await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1))
             try:
-                return replace(rollout, reward=await self._verifiers.reward(job.question, rollout.answer))
+                return await self._verifiers.reward(question, answer)
             except VerifierUnavailableError as error:
-                logger.warning("rollout %s could not be verified: %s", job.rollout_id, error)
-        logger.warning("rollout %s is left out: no reward in %d attempts", job.rollout_id, attempt + 1)
+                logger.warning("rollout %s could not be verified: %s", rollout_id, error)
+        logger.warning("rollout %s has no reward after %d attempts", rollout_id, attempt + 1)
         return None
 
 

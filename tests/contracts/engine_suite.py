@@ -87,9 +87,14 @@ class EngineContract:
     def assert_parity(self, requests, completions, *, model, store, banned=BANNED) -> None:
         """Every completion's log-probs equal the full forward's."""
         for one, completion in zip(requests, completions, strict=True):
-            temperature = one.sampling.temperature or 1.0
             expected = reference_logprobs(
-                model, one.prompt, completion, store=store, temperature=temperature, banned=banned
+                model,
+                one.prompt,
+                completion,
+                store=store,
+                temperature=one.sampling.temperature or 1.0,
+                presence_penalty=one.sampling.presence_penalty,
+                banned=banned,
             )
             torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=self.tolerance, rtol=0)
 
@@ -179,6 +184,17 @@ class EngineContract:
         probabilities = {c.token_ids[0]: c.logprobs[0] for c in sampled}
         assert len(probabilities) == 3
         assert torch.tensor(list(probabilities.values())).exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+
+    def test_presence_penalty_counts_sampled_tokens_alone(self, engine, model, store):
+        """Neighbours with and without it, of different ages; a token of the prompt is not penalised."""
+        rng = random.Random(7)
+        requests = [
+            request(store.render(*text(rng, 5), "i0", 2), seed=seed, max_new_tokens=9 + seed, presence_penalty=penalty)
+            for seed, penalty in enumerate((1.5, 0.0, -0.5))
+        ]
+        self.assert_parity(requests, run(engine, *requests), model=model, store=store)
+        most = [request(store.render(*text(rng, 4)), seed=s, temperature=0.5, presence_penalty=2.0) for s in range(4)]
+        self.assert_parity(most, run(engine, *most), model=model, store=store)
 
     def test_sampled_frequencies_follow_the_logprobs(self, engine, model, store):
         requests = [request(store.render(8, 6, 7, 5, 3), seed=seed, max_new_tokens=1) for seed in range(800)]
@@ -273,6 +289,7 @@ class EngineContract:
             "max_new_tokens": request(store.render(1), max_new_tokens=0),
             "temperature": request(store.render(1), temperature=-1.0),
             "top_p": request(store.render(1), top_p=0.0),
+            "presence_penalty": request(store.render(1), presence_penalty=2.5),
             "seed": request(store.render(1), seed=-1),
             "at least one token": request(RenderedTokens(())),
             r"token ids must lie in \[0, 160\)": request(RenderedTokens((1, 160))),

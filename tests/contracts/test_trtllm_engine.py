@@ -51,6 +51,11 @@ class TestTrtllmEngine(EngineContract):
             [server.url], config, store, devices=[shared_file_device(tmp_path)], **options
         )
 
+    def test_presence_penalty_counts_sampled_tokens_alone(self, engine, model, store):
+        """TensorRT-LLM counts others too: refused."""
+        with pytest.raises(ValueError, match="must be 0 for trtllm"):
+            run(engine, request(store.render(1, 2), presence_penalty=1.5))
+
 
 class TestCheck:
     def test_a_complete_server_passes(self, server, pictures):

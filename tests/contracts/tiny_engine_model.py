@@ -120,12 +120,14 @@ def reference_logprobs(
     *,
     store: FakeImageStore,
     temperature: float = 1.0,
+    presence_penalty: float = 0.0,
     banned: tuple[int, ...] = BANNED,
 ) -> torch.Tensor:
-    """Log-probs float32 of the completion's tokens, banned ids masked, temperature applied."""
+    """Log-probs float32 of the completion's tokens: banned ids masked, earlier tokens penalised, temperature applied."""
     row = prompt + RenderedTokens(completion.token_ids)
-    logits_TV = reference_logits(model, row, store=store) / temperature
+    logits_TV = reference_logits(model, row, store=store)[len(prompt.token_ids) - 1 : -1]
     logits_TV[:, list(banned)] = float("-inf")
-    first = len(prompt.token_ids)
+    for number in range(len(completion.token_ids)):
+        logits_TV[number, list(set(completion.token_ids[:number]))] -= presence_penalty
     targets = torch.tensor(completion.token_ids).unsqueeze(1)
-    return logits_TV[first - 1 : -1].log_softmax(-1).gather(1, targets).squeeze(1)
+    return (logits_TV / temperature).log_softmax(-1).gather(1, targets).squeeze(1)

@@ -67,5 +67,13 @@ def test_each_row_has_its_own_filters():
     assert kept.isfinite().tolist() == [[True] * 4, [False, False, False, True], [False, False, True, True]]
 
 
+def test_presence_penalty_comes_before_the_temperature():
+    seen = torch.tensor([[True, False, False, True]])
+    penalised = controls(temperature=0.5, presence_penalty=math.log(2))
+    tokens, logprobs = sample(LOGITS, controls=penalised, uniforms_R1=torch.tensor([[1e-9]]), seen_RV=seen)
+    # p = 1/4 : 1/4 : 1/8 : 1/16, then squared: 16 : 16 : 4 : 1
+    assert (tokens.item(), logprobs.exp().item()) == (0, pytest.approx(16 / 37))
+
+
 def test_plain_requests_need_no_controls():
     assert controls() == SamplingControls()

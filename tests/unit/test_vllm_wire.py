@@ -22,7 +22,7 @@ class Urls:
 def test_a_request_has_one_placeholder_per_picture_and_the_pictures_in_order():
     dialect = Dialect(data_urls=Urls(), image_token_id=IMAGE, stop_token_ids={5, 3}, banned_token_ids=(IMAGE, 7))
     prompt = RenderedTokens((1, IMAGE, IMAGE, 2, IMAGE, IMAGE, 4), ("b", "a"))
-    body = dialect.body(GenerationRequest("q/0/t0", prompt, SamplingParams(6, 0.7, 0.9, 20), seed=2**63 + 11))
+    body = dialect.body(GenerationRequest("q/0/t0", prompt, SamplingParams(6, 0.7, 0.9, 20, 1.5), seed=2**63 + 11))
     assert body == {
         "token_ids": [1, IMAGE, 2, IMAGE, 4],
         "return_token_ids": True,
@@ -31,7 +31,8 @@ def test_a_request_has_one_placeholder_per_picture_and_the_pictures_in_order():
             {"type": "image_url", "url": "data:a", "uuid": "a"},
         ],
         "sampling_params": {
-            "max_tokens": 6, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 11, "logprobs": 0,
+            "max_tokens": 6, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "presence_penalty": 1.5,
+            "seed": 11, "logprobs": 0,
             "logit_bias": {"7": -100.0, "9": -100.0}, "stop_token_ids": [3, 5], "ignore_eos": True, "detokenize": False,
         },
     }  # fmt: skip

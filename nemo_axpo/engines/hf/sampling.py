@@ -1,4 +1,4 @@
-"""From logits to sampled tokens: temperature, top-k, top-p, inverse-CDF sampling with each request's own noise."""
+"""From logits to sampled tokens: presence penalty, temperature, top-k, top-p, inverse-CDF sampling with own noise."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ class SamplingControls:
     top_k_R1: Tensor | None = None
     """int64; the vocabulary size where a request keeps everything."""
     top_p_R1: Tensor | None = None
+    presence_penalty_R1: Tensor | None = None
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], *, vocab_size: int, device: torch.device) -> SamplingControls:
         """Gathers ``params``; a greedy request (temperature 0) keeps temperature 1 and the whole distribution."""
+        penalties = _penalties(params, device=device)
         if all(p.temperature == 1.0 and p.top_p == 1.0 and p.top_k == 0 for p in params):
-            return cls()
+            return cls(presence_penalty_R1=penalties)
         greedy = [p.temperature == 0 for p in params]
         temperatures = [p.temperature or 1.0 for p in params]
         ranks = [p.top_k if p.top_k and p.temperature else vocab_size for p in params]
@@ -42,16 +44,26 @@ class SamplingControls:
             is_greedy_R=torch.tensor(greedy, device=device) if any(greedy) else None,
             top_k_R1=torch.tensor(ranks, device=device).unsqueeze(1) if filtered else None,
             top_p_R1=torch.tensor(masses, device=device).unsqueeze(1) if filtered else None,
+            presence_penalty_R1=penalties,
         )
 
 
-def sample(logits_RV: Tensor, *, controls: SamplingControls, uniforms_R1: Tensor) -> tuple[Tensor, Tensor]:
+def _penalties(params: Sequence[SamplingParams], *, device: torch.device) -> Tensor | None:
+    penalties = [p.presence_penalty for p in params]
+    return torch.tensor(penalties, device=device).unsqueeze(1) if any(penalties) else None
+
+
+def sample(
+    logits_RV: Tensor, *, controls: SamplingControls, uniforms_R1: Tensor, seen_RV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sampled ids int64 ``[R]`` and their natural-log probabilities float32 ``[R]``.
 
-    Banned ids arrive as logits of -inf. The token is the first whose cumulative probability reaches u · total; with
+    ``seen_RV``: bool, tokens that a completion already holds; needed where ``controls`` penalise them. Banned ids arrive as logits of -inf. The token is the first whose cumulative probability reaches u · total; with
     u in (0, 1] this never lands on a token of probability zero (but for a parallel, non-monotone scan: see below).
     """
     logits_RV = logits_RV.float()
+    if controls.presence_penalty_R1 is not None:
+        logits_RV = logits_RV - controls.presence_penalty_R1 * seen_RV
     if controls.temperature_R1 is not None:
         logits_RV = logits_RV / controls.temperature_R1
     if controls.top_k_R1 is not None:

@@ -35,10 +35,14 @@ class RunningBatch:
     """Rotary position minus place."""
     max_length: int
     controls: SamplingControls
+    seen_RV: Tensor | None
+    """bool, tokens sampled so far; None where no request penalises them."""
 
     def advance(self, tokens_R: Tensor) -> None:
         """Takes the sampled tokens as the newest ones."""
         self.tokens_R = tokens_R
+        if self.seen_RV is not None:
+            self.seen_RV.scatter_(1, tokens_R.unsqueeze(1), True)
         self.lengths_R += 1
         self.max_length += 1
 
@@ -155,7 +159,9 @@ class Scheduler:
             positions_R=batch.lengths_R + batch.rope_shift_R,
             max_length=batch.max_length,
         )
-        tokens_R, logprobs_R = sample(logits_RV, controls=batch.controls, uniforms_R1=uniforms_R1)
+        tokens_R, logprobs_R = sample(
+            logits_RV, controls=batch.controls, uniforms_R1=uniforms_R1, seen_RV=batch.seen_RV
+        )
         batch.advance(tokens_R)
         tokens, logprobs = tokens_R.tolist(), logprobs_R.tolist()
         if math.isnan(sum(logprobs)):
@@ -182,12 +188,21 @@ class Scheduler:
     def _gather(self) -> RunningBatch:
         running, device = self._running, self._device
         lengths = [request.num_cached for request in running]
+        controls = SamplingControls.of(
+            [request.sampling for request in running], vocab_size=self._decoder.vocab_size, device=device
+        )
         return RunningBatch(
             tokens_R=torch.tensor([request.tokens[-1] for request in running], device=device),
             lengths_R=torch.tensor(lengths, device=device),
             rope_shift_R=torch.tensor([request.rope_shift for request in running], device=device),
             max_length=max(lengths),
-            controls=SamplingControls.of(
-                [request.sampling for request in running], vocab_size=self._decoder.vocab_size, device=device
-            ),
+            controls=controls,
+            seen_RV=None if controls.presence_penalty_R1 is None else self._seen(),
         )
+
+    def _seen(self) -> Tensor:
+        """bool ``[R, V]``: the tokens that each running request has sampled; its prompt does not count."""
+        seen_RV = torch.zeros(len(self._running), self._decoder.vocab_size, dtype=torch.bool, device=self._device)
+        for row_V, request in zip(seen_RV, self._running, strict=True):
+            row_V[request.tokens[request.num_prompt :]] = True
+        return seen_RV

@@ -51,7 +51,14 @@ class Dialect:
         self._logit_bias = {str(token): _BAN for token in sorted(banned_token_ids)}
 
     def request(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
-        """Path and body. Images go in order, each as one placeholder in the ids."""
+        """Path and body. Images go in order, each as one placeholder in the ids.
+
+        ValueError for a presence penalty: TensorRT-LLM would penalise the tokens of the prompt too.
+        """
+        if request.sampling.presence_penalty:
+            rule = "presence_penalty must be 0 for trtllm: its servers penalise the tokens of the prompt too"
+            cure = "set it to 0, or use engine.name=vllm_server"
+            raise ValueError(rule_message(rule, got=request.sampling.presence_penalty, cure=cure))
         body = {"model": self._model, "seed": request.seed, **self._sampling(request.sampling)}
         if not request.prompt.image_ids:
             text = {"prompt": list(request.prompt.token_ids), "max_tokens": request.sampling.max_new_tokens}

@@ -63,6 +63,7 @@ class RequestTranslator:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            presence_penalty=sampling.presence_penalty,
             seed=vllm_seed(request.seed),
             logprobs=0,
             logit_bias=self._logit_bias or None,
