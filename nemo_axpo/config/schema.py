@@ -349,7 +349,7 @@ class ToolsConfig(Section):
     """Longer error texts are cut; they become tokens of the row."""
 
 
-VerifierName = Literal["exact_match", "multiple_choice", "token_f1", "math", "judge"]
+VerifierName = Literal["exact_match", "multiple_choice", "token_f1", "number", "math", "judge"]
 
 
 class MathRewardConfig(Section):
@@ -407,6 +407,8 @@ class RewardsConfig(Section):
     """Further attempts to verify an answer when the verifier fails, before its rollout is left out."""
     f1_threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Smallest token F1 of a right answer."""
+    number_tolerance: NonNegative = 1e-3
+    """Largest difference of a right answer of the verifier ``number``."""
     math: MathRewardConfig = MathRewardConfig()
     judge: JudgeConfig = JudgeConfig()
 

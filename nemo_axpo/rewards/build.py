@@ -15,6 +15,7 @@ from nemo_axpo.rewards.exact_match import ExactMatch
 from nemo_axpo.rewards.judge import LlmJudge
 from nemo_axpo.rewards.math_equality import MathEquality
 from nemo_axpo.rewards.multiple_choice import MultipleChoice
+from nemo_axpo.rewards.number import NumberEquality
 from nemo_axpo.rewards.token_f1 import TokenF1
 from nemo_axpo.rewards.workers.pool import CallLimits
 
@@ -86,6 +87,7 @@ _BUILDERS: Mapping[str, Callable[[RewardsConfig], Verifier]] = {
     "exact_match": lambda _: ExactMatch(),
     "multiple_choice": lambda _: MultipleChoice(),
     "token_f1": lambda config: TokenF1(threshold=config.f1_threshold),
+    "number": lambda config: NumberEquality(tolerance=config.number_tolerance),
     "math": _math,
     "judge": _judge,
 }
