@@ -174,13 +174,44 @@ class TrainingLoop:
 
     async def explore(self, index: int) -> Experience:
         """Rollouts of the step's questions and the continuations the algorithm asks for."""
-        seed = derive_seed("step", self._settings.seed, index)
         questions = self._questions_of(index)
-        sampling = self._sampling(questions, seed=seed)
+        sampling = self.sampling(questions, index=index)
         rollouts = await sampling.roll_out() if sampling else ()
-        scores = self._replicas.gather(rollout_scores(rollouts), kind=RolloutScore)
-        plan = self._algorithm.plan(scores)
+        scores, plan = self.plan(rollouts)
         continuations = await sampling.continue_sources(plan) if sampling else ()
+        return self.experience(questions, rollouts, continuations, scores=scores, plan=plan)
+
+    def sampling(self, questions: Sequence[Question], *, index: int) -> EagerResampling | None:
+        """What samples ``questions``, of step ``index``, on this rank's engine; None on ranks that do not sample."""
+        if self._producer is None:
+            return None
+        return EagerResampling(
+            self._producer,
+            questions,
+            algorithm=self._algorithm,
+            num_elsewhere=self._settings.num_questions - len(questions),
+            seed=derive_seed("step", self._settings.seed, index),
+        )
+
+    def plan(self, rollouts: Sequence[Rollout]) -> tuple[tuple[RolloutScore, ...], ResamplePlan]:
+        """Scores of the whole step and what they make the algorithm resample; ``rollouts``: those sampled here."""
+        scores = self._replicas.gather(rollout_scores(rollouts), kind=RolloutScore)
+        return scores, self._algorithm.plan(scores)
+
+    def experience(
+        self,
+        questions: Sequence[Question],
+        rollouts: Sequence[Rollout],
+        continuations: Sequence[Rollout],
+        *,
+        scores: tuple[RolloutScore, ...],
+        plan: ResamplePlan,
+    ) -> Experience:
+        """The step as sampled. ``questions``, ``rollouts``, ``continuations``: of this rank.
+
+        EngineError where every continuation of the whole step was lost.
+        """
+        continuations = tuple(continuations)
         resamples = self._replicas.gather(resample_scores(continuations), kind=ResampleScore)
         # Of the whole step, so that it does not depend on which replica holds how many of them.
         check_not_all_lost(resamples, num_jobs=len(plan.sources) * plan.num_continuations)
@@ -195,15 +226,6 @@ class TrainingLoop:
         size = self._settings.num_questions
         return self._questions.take(index * size, size)[self._replicas.index :: self._replicas.count]
 
-    def _sampling(self, questions: Sequence[Question], *, seed: int) -> EagerResampling | None:
-        """The step on this rank's engine; None on ranks that do not sample."""
-        if self._producer is None:
-            return None
-        num_elsewhere = self._settings.num_questions - len(questions)
-        return EagerResampling(
-            self._producer, questions, algorithm=self._algorithm, num_elsewhere=num_elsewhere, seed=seed
-        )
-
     def give_credit(self, experience: Experience) -> tuple[tuple[Credit, ...], tuple[TrainingSample, ...]]:
         """Exactly one advantage per row of the step, and this replica's rows as samples."""
         credits = self._algorithm.credit(experience.scores, experience.plan, experience.resamples)
@@ -214,7 +236,7 @@ class TrainingLoop:
 
         At the first one old and current policy are the same, so only the rows of the later ones are scored beforehand.
         """
-        planned, batches = self._minibatches(samples, index=index)
+        planned, batches = self.minibatches(samples, index=index)
         later = [sample for batch in batches[1:] for sample in batch.samples]
         old = dict(zip((sample.rollout_id for sample in later), self._actor.logprobs(later), strict=True))
         results = []
@@ -225,10 +247,10 @@ class TrainingLoop:
             results.append({**result, "batch/imbalance": planned[number].imbalance})
         return minibatch_metrics([result for result in results if "update/loss" in result])
 
-    def _minibatches(
+    def minibatches(
         self, samples: Sequence[TrainingSample], *, index: int
     ) -> tuple[list[PlannedMinibatch], list[TrainBatch]]:
-        """Every mini-batch of the step, and this replica's share of it.
+        """Every mini-batch of step ``index``, and this replica's share of it; every rank calls it.
 
         Whole questions, so that rows which share a prompt stay together. Without a KL term rows of advantage 0 have no
         gradient: they are counted but not computed.

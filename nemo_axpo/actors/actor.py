@@ -139,9 +139,20 @@ class Actor:
         the weights are then unchanged.
         """
         lr = self._settings.lr if lr is None else lr
+        metrics = self.compute_gradient(batch, loss=loss, old_logprobs=old_logprobs)
+        grad_norm = self.take_step(lr=lr) if metrics["update/num_samples"] else 0.0
+        return {**metrics, "update/grad_norm": grad_norm, "update/lr": lr}
+
+    def compute_gradient(
+        self, batch: TrainBatch, *, loss: Loss, old_logprobs: Sequence[Tensor] | None = None
+    ) -> dict[str, float]:
+        """The first half of :meth:`update`: the gradient of the whole job in place of any earlier one; its metrics.
+
+        ``update/num_samples`` is 0 where no replica has a sample: there is then no gradient and no other metric.
+        """
         counts = count_step(batch, device=self._device)
         if not counts.num_samples:
-            return {"update/num_samples": 0.0, "update/lr": lr, "update/grad_norm": 0.0}
+            return {"update/num_samples": 0.0}
         microbatches = self._microbatches(batch.samples)
         reference = self._reference_rows(microbatches) if loss.needs_reference else [None] * len(microbatches)
         finish = UpdateStep(
@@ -152,19 +163,22 @@ class Actor:
             old_logprobs=old_logprobs,
             reference_BS=reference,
         )
-        self._ddp.zero_grad_buffer()
-        self._optimizer.zero_grad()  # the step left .grad an alias of the buffer: autograd would add to it twice
+        self.zero_gradient()
         results = training_step.run_schedule(self._ddp, microbatches, finish=finish, forward_only=False)
-        grad_norm = adam.step(self._optimizer, settings=self._settings, lr=lr)
-        self.policy_version += 1
         is_reporter = parallel_state.get_tensor_model_parallel_rank() == 0
         metrics = step_metrics(results, loss=loss, is_reporter=is_reporter, device=self._device)
-        return {
-            **metrics,
-            "update/grad_norm": grad_norm,
-            "update/lr": lr,
-            "update/num_samples": float(counts.num_samples),
-        }
+        return {**metrics, "update/num_samples": float(counts.num_samples)}
+
+    def take_step(self, *, lr: float) -> float:
+        """The second half of :meth:`update`: the optimizer step on the gradient computed last; its norm before clipping."""
+        grad_norm = adam.step(self._optimizer, settings=self._settings, lr=lr)
+        self.policy_version += 1
+        return grad_norm
+
+    def zero_gradient(self) -> None:
+        """Forgets the gradient."""
+        self._ddp.zero_grad_buffer()
+        self._optimizer.zero_grad()  # the step left .grad an alias of the buffer: autograd would add to it twice
 
     def hf_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy under its Hugging Face names, whole tensors, one at a time; may share memory with the weights."""
