@@ -181,7 +181,9 @@ def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperat
         temperature=temperature,
         needs_answer_block=config.rewards.needs_answer_block,
     )
-    return Producer(agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries)
+    return Producer(
+        agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries, max_lost=rollout.max_lost
+    )
 
 
 def build_algorithm(config: Config) -> Algorithm:

@@ -277,6 +277,9 @@ class RolloutConfig(Section):
     """Wall seconds of one rollout."""
     temperature: Positive = 1.0
     """The trainer divides its logits by it too; greedy decoding has no gradient to learn from."""
+    max_lost: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of a step's or an evaluation's rollouts that may be lost to infrastructure or stay without a verdict, on one replica;
+    above it the run stops: a judge that is down, say, leaves what a rule finds right. 1: it stops where all are lost."""
 
 
 class PythonToolConfig(Section):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.engines.base import EngineError
+from nemo_axpo.errors import rule_message
 from nemo_axpo.rewards.base import VerifierRegistry, VerifierUnavailableError
 from nemo_axpo.rollouts.agent import Agent, RolloutJob
 from nemo_axpo.rollouts.resampler import continuation_jobs
@@ -37,11 +38,13 @@ class Producer:
         verifiers: VerifierRegistry,
         max_retries: int = 2,
         max_verifier_retries: int = 2,
+        max_lost: float = 1.0,
         retry_delay_s: float = 1.0,
     ) -> None:
         """``max_retries``: further attempts for a rollout lost to infrastructure, before it is left out.
 
         ``max_verifier_retries``: the same for its reward, where a verifier is unavailable.
+        ``max_lost``: share of the rollouts of a step or an evaluation that may be left out; above it the run stops.
         ``retry_delay_s``: pause before the first of them; it doubles with every further one.
         """
         if min(max_retries, max_verifier_retries, retry_delay_s) < 0:
@@ -49,7 +52,9 @@ class Producer:
                 f"retries and retry_delay_s must be 0 or more, got {max_retries}, {max_verifier_retries} and "
                 f"{retry_delay_s}: 0 retries leave a lost rollout out at once"
             )
-        self._max_verifier_retries = max_verifier_retries
+        if not 0 <= max_lost <= 1:
+            raise ValueError(rule_message("max_lost is a share from 0 to 1", got=max_lost, cure="use 0.2"))
+        self._max_verifier_retries, self._max_lost = max_verifier_retries, max_lost
         self._agent, self._verifiers = agent, verifiers
         self._max_retries, self._retry_delay_s = max_retries, retry_delay_s
 
@@ -82,6 +87,7 @@ class Producer:
         groups = await _gather([run_group(question) for question in questions])
         rollouts = tuple(rollout for group in groups for rollout in group)
         check_not_all_lost(rollouts, num_jobs=len(questions) * num_rollouts)
+        self._check_share(len(rollouts), num_jobs=len(questions) * num_rollouts)
         return rollouts
 
     async def resample(
@@ -151,6 +157,17 @@ class Producer:
                 logger.warning("rollout %s could not be verified: %s", rollout_id, error)
         logger.warning("rollout %s has no reward after %d attempts", rollout_id, attempt + 1)
         return None
+
+    def _check_share(self, num_left: int, *, num_jobs: int) -> None:
+        """What is lost is not any rollout, so that the rest misleads where much is lost.
+
+        A dead tool server leaves those without a tool, a judge that is down what a rule finds right.
+        """
+        num_lost = num_jobs - num_left
+        if num_lost > self._max_lost * num_jobs:
+            rule = f"at most {self._max_lost:.0%} of the rollouts may be lost (rollout.max_lost), as the rest misleads"
+            cure = "see the warnings above for what is down; restart it and resume the run"
+            raise EngineError(rule_message(rule, got=f"{num_lost} of {num_jobs}", cure=cure))
 
 
 def check_not_all_lost(rollouts: Sequence[object], *, num_jobs: int) -> None:

@@ -150,6 +150,14 @@ def test_an_answer_that_cannot_be_verified_is_left_out_and_not_wrong(caplog):
     assert roll_out(Flaky({"blue": 1}), max_verifier_retries=0)[0] == {"red": 1.0, "green": 0.0}
 
 
+def test_where_many_answers_stay_unverified_the_rest_would_mislead():
+    assert roll_out(Flaky({"blue": 99}), max_lost=0.34)[0] == {"red": 1.0, "green": 0.0}
+    with pytest.raises(EngineError, match=r"at most 33% .*rollout.max_lost.*; got 1 of 3: see the warnings"):
+        roll_out(Flaky({"blue": 99}), max_lost=0.33)
+    with pytest.raises(ValueError, match="share from 0 to 1"):
+        roll_out(Flaky({}), max_lost=2)
+
+
 def test_where_no_answer_can_be_verified_the_run_stops():
     with pytest.raises(EngineError, match="verifiers are down"):
         roll_out(Flaky({"red": 99, "blue": 99, "green": 99}))
