@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nemo_axpo.commands.options import add_config_options, composed_config
+from nemo_axpo.commands.options import add_config_options, add_nemo_config, composed_config
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -17,8 +17,12 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: nemo-axpo plan --world-size 8 --gpu-memory h100 --model-size 8b actor.dtype=bfloat16",
     )
     add_config_options(parser)
+    add_nemo_config(parser)
     parser.add_argument(
-        "--world-size", type=int, metavar="N", help="ranks of the trainer (default: job.num_nodes x job.gpus_per_node, or 1)"
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="ranks of the trainer (default: job.num_nodes x job.gpus_per_node, or 1)",
     )
     parser.add_argument("--stage", choices=("train", "sft"), default="train", help="default: %(default)s")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="default: %(default)s")

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from nemo_axpo.commands.options import (
     add_config_options,
+    add_nemo_config,
     add_output_dir,
     check,
     composed_config,
+    nemo_run,
     output_setting,
     run_config,
 )
@@ -27,6 +29,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: nemo-axpo train algorithm=grpo model.path=outputs/sft/hf --output-dir outputs/grpo",
     )
     add_config_options(parser)
+    add_nemo_config(parser)
     add_output_dir(parser)
     parser.add_argument(
         "--resume",
@@ -42,12 +45,13 @@ def _run(options: argparse.Namespace) -> None:
     check(config, needs_policy=True)
     from nemo_axpo.train import run_training
 
-    run_training(config, resume=options.resume)
+    resume = options.resume or (options.nemo_config is not None and nemo_run(options).resume)
+    run_training(config, resume=resume)
 
 
 def _train_config(options: argparse.Namespace) -> Config:
     """The composed config; resuming with nothing but a directory takes the run's own."""
-    said_more = options.overrides or options.config_name or options.config_dir
+    said_more = options.overrides or options.config_name or options.config_dir or options.nemo_config
     if options.resume and options.output_dir and not said_more and (options.output_dir / "config.yaml").exists():
         return run_config(options.output_dir, settings=output_setting(options))
     return composed_config(options, settings=output_setting(options))

@@ -73,6 +73,14 @@ def validate_config(values: Mapping[str, Any]) -> Config:
         raise ConfigError(describe_validation_error(error, values=values)) from None
 
 
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """``config`` with other values at dotted keys, judged anew."""
+    changed = OmegaConf.create(config.model_dump(mode="json"))
+    for key, value in settings.items():
+        _set(changed, key=key, value=value)
+    return validate_config(OmegaConf.to_container(changed))
+
+
 def save_config(config: Config, path: str | Path) -> None:
     """Writes the resolved config, every default included, so that ``load_saved_config`` returns an equal one."""
     path = Path(path)

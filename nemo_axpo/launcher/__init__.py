@@ -1,0 +1,1 @@
+"""How jobs are started: NeMo's key names, Slurm, NeMo-Run, Kubernetes."""

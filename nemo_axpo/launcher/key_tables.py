@@ -1,0 +1,130 @@
+"""NeMo's keys and what each means here: a key of our config, the one value that is true, or nothing.
+
+Sources: NeMo-Aligner 0.7.0 ``gpt_reinforce_actor.yaml`` (``reinforce`` is ``axpo`` here), NeMo-Framework-Launcher
+``conf/rlhf_ppo/gpt3/2b_ppo.yaml``, NeMo 1.23 ``megatron_gpt_config.yaml`` and ``exp_manager.py``. Keys of FP8:
+``nemo_axpo.config.nemo_precision``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED: dict[str, tuple[str, ...]] = {
+    "trainer.num_nodes": ("job.num_nodes",),
+    "trainer.devices": ("job.gpus_per_node",),
+    "trainer.axpo.max_steps": ("train.num_steps",),
+    "trainer.axpo.val_check_interval": ("train.eval_every",),
+    "trainer.axpo.save_interval": ("train.checkpoint_every",),
+    "trainer.axpo.gradient_clip_val": ("optimizer.clip_grad",),
+    "trainer.axpo.initial_policy_kl_penalty": ("loss.kl_coef",),
+    "trainer.axpo.num_rollouts_per_prompt": ("algorithm.num_rollouts",),
+    "trainer.axpo.num_continuations_per_prefix": ("algorithm.num_continuations",),
+    "trainer.axpo.resample_ratio": ("algorithm.resample_ratio",),
+    "trainer.axpo.servers.urls": ("engine.servers",),
+    "trainer.axpo.servers.num_nodes": ("job.servers.num_nodes",),
+    "trainer.axpo.servers.per_node": ("job.servers.per_node",),
+    "trainer.axpo.servers.gpus_each": ("job.servers.gpus_each",),
+    "exp_manager.explicit_log_dir": ("output_dir",),
+    "exp_manager.create_tensorboard_logger": ("logging.tensorboard",),
+    "exp_manager.create_wandb_logger": ("logging.wandb.enabled",),
+    "exp_manager.wandb_logger_kwargs.project": ("logging.wandb.project",),
+    "exp_manager.checkpoint_callback_params.save_top_k": ("train.keep_checkpoints",),
+    "exp_manager.checkpoint_callback_params.async_save": ("train.checkpoint_async",),
+    "pretrained_checkpoint.restore_from_path": ("model.path",),
+    "model.seed": ("seed",),
+    "model.encoder_seq_length": ("rollout.max_row_tokens", "engine.max_model_len"),
+    "model.tensor_model_parallel_size": ("actor.tensor_parallel",),
+    "model.pipeline_model_parallel_size": ("actor.pipeline_parallel",),
+    "model.virtual_pipeline_model_parallel_size": ("actor.virtual_pipeline",),
+    "model.context_parallel_size": ("actor.context_parallel",),
+    "model.sequence_parallel": ("actor.sequence_parallel",),
+    "model.activations_checkpoint_method": ("actor.recompute_method",),
+    "model.activations_checkpoint_num_layers": ("actor.recompute_num_layers",),
+    "model.mm_cfg.vision_encoder.freeze": ("actor.freeze_vision",),
+    "model.optim.lr": ("optimizer.lr",),
+    "model.optim.weight_decay": ("optimizer.weight_decay",),
+    "model.optim.betas": ("optimizer.betas",),
+    "model.optim.eps": ("optimizer.eps",),
+    "model.optim.sched.warmup_steps": ("optimizer.warmup_steps",),
+    "model.axpo.num_rollout_samples": ("data.num_questions_per_step",),
+    "model.axpo.num_val_samples": ("eval.num_questions",),
+    "model.axpo.sampling_params.temperature": ("rollout.temperature",),
+    "model.axpo.length_params.max_length": ("rollout.max_new_tokens",),
+    "model.axpo.ratio_eps_low": ("loss.clip_low",),
+    "model.axpo.ratio_eps_high": ("loss.clip_high",),
+    "model.axpo.max_turns": ("rollout.max_turns",),
+    "model.axpo.max_rollout_time_s": ("rollout.max_time_s",),
+    "model.axpo.tools": ("tools.names",),
+    "model.axpo.tool_instructions": ("tools.instructions",),
+}
+"""By NeMo's key, the keys of our config that get its value. The keys that NeMo does not have are those of AXPO itself."""
+
+FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trainer.max_epochs": ((1, None), "the length of a run is trainer.axpo.max_steps"),
+    "trainer.logger": ((False,), "metrics are logged as exp_manager says"),
+    "trainer.enable_checkpointing": ((False,), "checkpoints are written as exp_manager says"),
+    "trainer.use_distributed_sampler": ((False,), "replicas take the questions of a step in turn"),
+    "trainer.axpo.max_epochs": ((1, None), "the length of a run is trainer.axpo.max_steps"),
+    "trainer.axpo.use_absolute_kl": ((False,), "the KL term is the estimator k3 (docs/algorithm.md)"),
+    "trainer.axpo.rollout_batch_seq_length": ((None,), "rows are packed, not padded to one length"),
+    "trainer.axpo.batch_iterator.use_flask": ((False,), "rows are balanced over the replicas before every update"),
+    "trainer.axpo.trt_llm.unload_engine_train": ((False,), "generation servers keep their GPUs"),
+    "exp_manager.exp_dir": ((None,), "the run directory is exp_manager.explicit_log_dir"),
+    "exp_manager.resume_from_checkpoint": ((None,), "a run resumes from the newest checkpoint of its own directory"),
+    "exp_manager.resume_ignore_no_checkpoint": ((True,), "a run without a checkpoint starts from its beginning"),
+    "exp_manager.create_checkpoint_callback": ((True,), "a run always leaves checkpoints"),
+    "exp_manager.checkpoint_callback_params.monitor": (("step",), "the newest checkpoints are kept"),
+    "exp_manager.checkpoint_callback_params.mode": (("max",), "the newest checkpoints are kept"),
+    "exp_manager.checkpoint_callback_params.always_save_nemo": ((False,), "use `nemo-axpo export` for other steps"),
+    "exp_manager.checkpoint_callback_params.save_nemo_on_train_end": ((True,), "the last policy is always exported"),
+    "model.mcore_gpt": ((True,), "the model is made of megatron-core's modules"),
+    "model.optim.bucket_cap_mb": ((200, None), "megatron-core chooses its buckets"),
+    "model.optim.overlap_grad_sync": ((False,), "gradients are reduced after the last micro-batch"),
+    "model.axpo.offload_adam_states": ((False,), "generation servers have GPUs of their own"),
+    "model.axpo.sampling_params.use_greedy": ((False,), "greedy decoding has no gradient to learn from"),
+    "model.axpo.sampling_params.top_k": ((0, -1), "a cut distribution is not the one that is trained"),
+    "model.axpo.sampling_params.top_p": ((1.0,), "a cut distribution is not the one that is trained"),
+    "model.axpo.sampling_params.repetition_penalty": (
+        (1.0,),
+        "a penalised distribution is not the one that is trained",
+    ),
+    "model.axpo.sampling_params.add_BOS": ((False,), "prompts are the chat template's tokens"),
+    "model.axpo.sampling_params.all_probs": ((False,), "engines return the log-probs of sampled tokens"),
+    "model.axpo.sampling_params.end_strings": ((None, [], ["<|im_end|>"]), "a turn ends at the template's token"),
+    "model.axpo.length_params.min_length": ((0, 1), "a turn may be as short as the policy likes"),
+    "model.peft.restore_from_path": ((None,), "adapters are not supported"),
+    "model.data.data_impl": (("jsonl",), "questions are records, a JSON object a line"),
+}
+"""By NeMo's key, the values under which a run here does what the file says, and why."""
+
+WITHOUT_EFFECT: frozenset[str] = frozenset(
+    {
+        "name", "run.name", "run.results_dir", "run.time_limit", "run.dependency", "run.nodes", "run.ntasks_per_node",
+        "trainer.axpo.model_gbs", "trainer.axpo.model_mbs", "trainer.axpo.batch_iterator.port",
+        "trainer.axpo.trt_llm.reshard", "trainer.axpo.trt_llm.max_input_len", "trainer.axpo.trt_llm.seed",
+        "trainer.axpo.trt_llm.model_type",
+        "exp_manager.name", "exp_manager.wandb_logger_kwargs.name",
+        "exp_manager.checkpoint_callback_params.filename",
+        "exp_manager.checkpoint_callback_params.model_parallel_size",
+        "model.max_position_embeddings", "model.optim.contiguous_grad_buffer", "model.optim.sched.constant_steps",
+        "model.axpo.rollout_micro_batch_size", "model.axpo.forward_micro_batch_size",
+        "model.axpo.val_rollout_micro_batch_size", "model.axpo.sampling_params.compute_logprob",
+        "model.data.seq_length", "model.data.num_workers",
+    }
+)  # fmt: skip
+"""Either names and limits of the launcher, copies of other keys, or sizes that a server with continuous batching lacks."""
+
+COMPUTED: frozenset[str] = frozenset(
+    {
+        "trainer.accelerator", "trainer.precision", "trainer.max_time", "trainer.max_steps",
+        "trainer.axpo.trt_llm.enable", "exp_manager.resume_if_exists", "exp_manager.max_time_per_run",
+        "model.precision", "model.megatron_amp_O2", "model.micro_batch_size", "model.global_batch_size",
+        "model.activations_checkpoint_granularity", "model.optim.name", "model.optim.sched.name",
+        "model.optim.sched.min_lr", "model.peft.peft_scheme",
+    }
+)  # fmt: skip
+"""Keys whose meaning depends on others (``nemo_keys``)."""
+
+FP8_PREFIXES = ("fp8", "transformer_engine", "first_last_layers_bf16", "num_layers_at_", "reduce_amax",
+                "ub_tp_comm_overlap", "use_emha", "use_te_rng_tracker")  # fmt: skip
+"""Beginnings of the keys of ``model`` that ``fp8_from_nemo`` reads."""
