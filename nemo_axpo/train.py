@@ -6,25 +6,20 @@ import asyncio
 from typing import Any
 
 from nemo_axpo import assembly
-from nemo_axpo.actors.random_states import random_states, set_random_states
-from nemo_axpo.canaries.checks import require
-from nemo_axpo.canaries.proof import SyncProof
-from nemo_axpo.canaries.rewards import verifier_checks
-from nemo_axpo.canaries.run import run_canaries
-from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
 from nemo_axpo.job import join_run, open_journal, open_metrics_log, peak_memory_gib, save_policy
 from nemo_axpo.journal import Journal
-from nemo_axpo.loop import LoopSettings, Step, TrainingLoop
+from nemo_axpo.loop import Step
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.report.recorder import record_trees
 from nemo_axpo.report.tree_records import choose_groups, tree_record
-from nemo_axpo.rewards.base import require_verifiers
+from nemo_axpo.run_checkpoints import RunCheckpoints
 from nemo_axpo.run_directory import RunDirectory
+from nemo_axpo.training_parts import build_training_parts
 
 _ONE_PROCESS = OneProcess()
 
@@ -50,58 +45,18 @@ class Trainer:
         self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas = _ONE_PROCESS
     ) -> None:
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
-        self._bench = bench = assembly.build_workbench(config, checkpoint=config.model.path)
-        self._checkpoints = CheckpointStore(
-            run.checkpoints_path,
-            keep=config.train.keep_checkpoints,
-            is_async=config.train.checkpoint_async,
-            timeout_s=60 * config.job.timeout_min,
-        )
-        loss = assembly.build_loss(config)
-        self._actor = assembly.build_actor(
-            config,
-            bench=bench,
-            optimizer=assembly.policy_optimizer(config),
-            keep_reference=loss.needs_reference,
-            seed=config.seed,
-        )
-        self._engine = assembly.build_engine(config, bench=bench, replicas=replicas) if replicas.is_leader else None
-        self._proof = SyncProof(config, bench=bench, actor=self._actor, engine=self._engine, replicas=replicas)
-        self._loop = TrainingLoop(
-            algorithm=assembly.build_algorithm(config),
-            loss=loss,
-            actor=self._actor,
-            engine=self._engine,
-            producer=self._engine
-            and assembly.build_producer(
-                config, bench=bench, engine=self._engine, temperature=config.rollout.temperature
-            ),
-            questions=assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images),
-            image_store=bench.images,
-            settings=LoopSettings(
-                seed=config.seed,
-                num_questions=config.data.num_questions_per_step,
-                temperature=config.rollout.temperature,
-                num_minibatches=config.actor.num_minibatches,
-                warmup_steps=config.optimizer.warmup_steps,
-                lr=config.optimizer.lr,
-            ),
-            row_cost=assembly.build_row_cost(config, bench=bench),
-            replicas=replicas,
-            weight_sync=assembly.build_weight_sync(
-                config, actor=self._actor, engine=self._engine, replicas=replicas, prove=self._proof
-            ),
-        )
+        self._parts = parts = build_training_parts(config, replicas=replicas)
+        self._bench, self._actor, self._engine, self._loop = parts.bench, parts.actor, parts.engine, parts.loop
+        self._checkpoints = RunCheckpoints(config, run=run, actor=parts.actor, replicas=replicas)
 
     async def run(self, *, resume: bool) -> None:
         """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy."""
-        done = self._restore() if resume else 0
+        done = self._checkpoints.restore()[0] if resume else 0
         if self._replicas.is_main:
             self._run.forget_after(done)
         self._loop.sync()
         try:
-            await self._check_verifiers()
-            await self._check_engine()
+            await self._parts.check()
             if done == 0:
                 await self._write_evaluation("initial")
             with (
@@ -112,9 +67,7 @@ class Trainer:
             await self._write_evaluation("final")
             save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
-            await self._bench.verifiers.close()
-            if self._engine is not None:
-                await self._engine.close()
+            await self._parts.close()
 
     async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> None:
         train, num_questions = self._config.train, self._config.data.num_questions_per_step
@@ -135,7 +88,7 @@ class Trainer:
                 journal.trained(number, first=index * num_questions, count=num_questions, question_ids=names)
             self._progress.update(name, step=number, metrics=metrics)
             if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
-                self._save(number)
+                self._checkpoints.save(number)
         self._checkpoints.finish()
 
     async def _evaluate(self) -> EvalResult:
@@ -146,19 +99,6 @@ class Trainer:
         result = await self._evaluate()
         if self._replicas.is_main:
             self._run.write_evaluation(phase, result.as_dict())
-
-    async def _check_verifiers(self) -> None:
-        """A known-right answer must score 1 and a wrong one 0 before anything is trained on rewards."""
-        require_verifiers(await verifier_checks(self._config, bench=self._bench, replicas=self._replicas))
-
-    async def _check_engine(self) -> None:
-        """CanaryError unless engine and trainer see the same pictures and sample the same distribution."""
-        checks = await run_canaries(
-            self._config, bench=self._bench, actor=self._actor, engine=self._engine, replicas=self._replicas
-        )
-        require(checks)
-        if self._config.engine.sync.proof_every:
-            await self._proof()  # of every server, and what the proof after the first update compares with
 
     def _record(self, step: Step, *, number: int) -> None:
         experience = step.experience
@@ -179,33 +119,3 @@ class Trainer:
         record_trees(
             self._run, trees, step=number, image_store=self._bench.images, image_processor=self._bench.image_processor
         )
-
-    def _save(self, number: int) -> None:
-        """Between two steps, where no question is in flight: the data position is what the next step asks first."""
-        questions = {"next": number * self._config.data.num_questions_per_step, "in_flight": []}
-        self._checkpoints.save(
-            number,
-            tensors=self._actor.sharded_state(),
-            state={"actor": self._actor.state_values(), "questions": questions, "layout": self._layout()},
-            random_states=random_states(),
-        )
-
-    def _restore(self) -> int:
-        """Loads the newest checkpoint; the number of finished steps, 0 where there is none.
-
-        Random states belong to a rank of a layout: under another one the generators stay as seeded.
-        """
-        if not self._checkpoints.steps():
-            return 0
-        checkpoint = self._checkpoints.read()
-        tensors = checkpoint.load_tensors(self._actor.sharded_state(is_loading=True))
-        self._actor.load_state(tensors, checkpoint.state["actor"])
-        states = checkpoint.random_states()
-        if states and checkpoint.state["layout"] == self._layout():
-            set_random_states(states)
-        return checkpoint.step
-
-    def _layout(self) -> dict[str, int]:
-        actor = self._config.actor
-        sizes = {"tensor_parallel": actor.tensor_parallel, "pipeline_parallel": actor.pipeline_parallel}
-        return sizes | {"replicas": self._replicas.count}
