@@ -1,7 +1,8 @@
 """Architectures of the published dense Qwen3-VL checkpoints, so that a job can be planned before a checkpoint is there.
 
-Source: ``config.json`` of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Thinking on the Hugging Face Hub; docs/models.md says how each number
-was confirmed. A checkpoint on disk is always preferred (``model.path``).
+Source: ``config.json`` of the Instruct editions, as copied in public repositories; those of the Thinking editions, which
+the recipes train, were not read. docs/models.md names the copies and what the numbers were checked against. A checkpoint
+on disk is always preferred (``model.path``).
 """
 
 from __future__ import annotations
