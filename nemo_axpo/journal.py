@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -36,9 +36,12 @@ class Journal:
         """The run goes on after ``step`` steps: 0 at its start."""
         self._write({"event": "resumed", "step": step})
 
-    def trained(self, step: int, *, first: int, count: int, question_ids: Sequence[str]) -> None:
-        """Step ``step`` asked questions ``first`` to ``first + count`` of the stream, and got rollouts of these."""
-        values = {"first": first, "count": count, "questions": sorted(set(question_ids))}
+    def trained(self, step: int, *, first: int, count: int, rollouts: Iterable[tuple[str, str]]) -> None:
+        """Step ``step`` asked questions ``first`` to ``first + count`` of the stream, and got these rollouts.
+
+        ``rollouts``: question id and rollout id of each.
+        """
+        values = {"first": first, "count": count, "questions": answered_questions(rollouts)}
         self._write({"event": "trained", "step": step, **values})
 
     def close(self) -> None:
@@ -55,6 +58,18 @@ class Journal:
         self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def answered_questions(rollouts: Iterable[tuple[str, str]]) -> list[str]:
+    """Ids of the questions that got rollouts, sorted, each as often as it was asked.
+
+    ``rollouts``: question id and rollout id of each. Rollouts of one asking are numbered, so an id that stands at two positions
+    of the stream has rollouts of the same number twice.
+    """
+    times: dict[str, int] = {}
+    for (question_id, _), count in Counter(rollouts).items():
+        times[question_id] = max(count, times.get(question_id, 0))
+    return sorted(Counter(times).elements())
 
 
 @dataclass

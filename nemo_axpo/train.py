@@ -84,8 +84,8 @@ class Trainer:
             if log:
                 log.log(number, metrics)
             if journal:
-                names = [score.question_id for score in step.experience.scores]
-                journal.trained(number, first=index * num_questions, count=num_questions, question_ids=names)
+                rollouts = [(score.question_id, score.rollout_id) for score in step.experience.scores]
+                journal.trained(number, first=index * num_questions, count=num_questions, rollouts=rollouts)
             self._progress.update(name, step=number, metrics=metrics)
             if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 self._checkpoints.save(number)

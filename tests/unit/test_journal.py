@@ -31,8 +31,8 @@ def test_an_uninterrupted_run(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.resumed(0)
-        journal.trained(1, first=0, count=2, question_ids=["b", "a", "b"])
-        journal.trained(2, first=2, count=2, question_ids=["c", "d"])
+        journal.trained(1, first=0, count=2, rollouts=[("b", "b/0"), ("a", "a/1"), ("b", "b/1")])
+        journal.trained(2, first=2, count=2, rollouts=[("c", "c/0"), ("d", "d/0")])
     shown = verify_journal(path)
     assert shown.is_good and (shown.num_steps, shown.num_questions, shown.num_resumes, shown.num_undone) == (2, 4, 0, 0)
     assert str(shown) == (
@@ -73,6 +73,19 @@ def test_what_is_not_shown(tmp_path, events, problem):
     shown = verdict(tmp_path, resumed(0), *events)
     assert not shown.is_good and shown.problems[0].startswith(problem)
     assert str(shown).startswith("NOT OK: ")
+
+
+def test_an_id_twice_in_one_step_is_two_questions(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    twice = [("a", f"a/{n}") for n in (0, 1)] + [("b", "b/1")] + [("a", f"a/{n}") for n in (1, 2)]
+    with Journal(path) as journal:
+        journal.resumed(0)
+        journal.trained(1, first=0, count=3, rollouts=twice)
+    shown = verify_journal(path)
+    assert shown.is_good and (shown.num_questions, shown.num_repeated) == (3, 1), shown
+    with Journal(path) as journal:
+        journal.trained(2, first=3, count=3, rollouts=twice[:3])
+    assert verify_journal(path).problems == ["line 3: step 2 got rollouts of 2 of its 3 questions"]
 
 
 def test_ids_at_several_positions_are_counted(tmp_path):
