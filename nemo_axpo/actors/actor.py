@@ -135,7 +135,7 @@ class Actor:
         ``old_logprobs``: per sample ``[T]``, the policy before the training step (:meth:`logprobs`); None where this is
         the first optimizer step on these samples, so that old and current policy are the same. The reference's
         log-probs are computed here if ``loss`` needs them. ``lr`` replaces the settings' rate. Where no replica has a
-        sample there is no gradient: no step is taken, on any rank. FloatingPointError where the gradient is not finite;
+        trained token there is no gradient: no step is taken, on any rank. FloatingPointError where the gradient is not finite;
         the weights are then unchanged.
         """
         lr = self._settings.lr if lr is None else lr

@@ -37,6 +37,7 @@ class StepCounts:
     """What one optimizer step of the whole job trains on."""
 
     num_samples: int
+    """With a trained token; the others change nothing."""
     num_loss_tokens: int
     """Unmasked tokens, also those of rows dropped for lack of signal."""
     num_planned_rollouts: int
@@ -45,7 +46,8 @@ class StepCounts:
 
 def count_step(batch: TrainBatch, *, device: torch.device) -> StepCounts:
     """Adds up the batches of all replicas: one all-reduce of two integers, in which every rank takes part."""
-    counts = torch.tensor([len(batch.samples), batch.num_loss_tokens], device=device)
+    num_samples = sum(any(sample.loss_mask) for sample in batch.samples)
+    counts = torch.tensor([num_samples, batch.num_loss_tokens], device=device)
     dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
     num_samples, num_loss_tokens = counts.tolist()
     return StepCounts(num_samples, num_loss_tokens, batch.num_planned_rollouts)
@@ -94,11 +96,16 @@ def engine_difference(trainer_L: Tensor, *, engine_L: Tensor) -> dict[str, Tenso
     """How far the trainer's log-probs are from the engine's that sampled the tokens: three sums and two maxima.
 
     ``ratio`` is trainer ÷ engine, the importance weight of a token; its mean is 1 where they sample the same. ``kl`` is the k3 estimate of KL(engine‖trainer): per token ``exp(d) - d - 1`` with ``d = trainer - engine``.
+    Without a token the sums are 0 and the maxima -inf, which changes nothing in the step's.
     """
     difference_L = trainer_L - engine_L
     ratio_L = difference_L.exp()
     sums = (difference_L.abs().sum(), (ratio_L - difference_L - 1).sum(), ratio_L.sum())
-    return dict(zip(_ENGINE, (*sums, difference_L.abs().amax(), ratio_L.amax()), strict=True))
+    return dict(zip(_ENGINE, (*sums, _maximum(difference_L.abs()), _maximum(ratio_L)), strict=True))
+
+
+def _maximum(values_L: Tensor) -> Tensor:
+    return values_L.amax() if values_L.numel() else values_L.new_tensor(float("-inf"))
 
 
 def step_metrics(

@@ -206,6 +206,28 @@ def test_batch_without_samples_takes_no_step(checkpoint):
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(actor).items())
 
 
+@pytest.mark.parametrize("loss", [PolicyLoss(), SupervisedLoss(), PolicyLoss(kl_coef=0.0, aggregation="sequence_mean")])
+def test_micro_batch_without_a_trained_token_contributes_nothing(checkpoint, loss):
+    samples = mixed_samples()
+    untrained = sample(1, 2, "4x4/b", 5, trained=0, name="6", question="q4")
+    expected, actor = (build(checkpoint, micro_batch_tokens=1) for _ in range(2))  # a row each
+    theirs = expected.update(batch_of(samples), loss=loss)
+    ours = actor.update(replace(batch_of([*samples, untrained]), num_planned_rollouts=len(samples)), loss=loss)
+    about_rows = ("batch/padding", "batch/sharing")
+    assert {n: v for n, v in ours.items() if n not in about_rows} == {
+        n: v for n, v in theirs.items() if n not in about_rows
+    }
+    kept = weights(expected)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(actor).items())
+
+
+def test_batch_without_a_trained_token_takes_no_step(checkpoint):
+    actor = build(checkpoint)
+    before = weights(actor)
+    assert actor.update(batch_of([sample(1, 2, 3, trained=0)]), loss=PolicyLoss())["update/num_samples"] == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(actor).items())
+
+
 def test_gradient_that_is_not_finite_leaves_the_weights(checkpoint):
     actor = build(checkpoint)
     before = weights(actor)
