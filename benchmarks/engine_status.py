@@ -70,6 +70,11 @@ PATHS = (
         cpu=(f"{CONTRACTS}test_vllm_server_engine.py::TestClient",),
     ),
     EnginePath(
+        "vllm_server",
+        "one of two servers killed while it samples, started again, given weights",
+        cpu=(f"{CONTRACTS}test_vllm_server_engine.py::TestKilledServer",),
+    ),
+    EnginePath(
         "fleet",
         "the whole contract over three engines in one process",
         cpu=(f"{CONTRACTS}test_fleet_engine.py::TestFleetEngine",),
