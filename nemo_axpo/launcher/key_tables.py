@@ -18,12 +18,13 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "trainer.axpo.gradient_clip_val": ("optimizer.clip_grad",),
     "trainer.axpo.initial_policy_kl_penalty": ("loss.kl_coef",),
     "trainer.axpo.num_rollouts_per_prompt": ("algorithm.num_rollouts",),
-    "trainer.axpo.num_continuations_per_prefix": ("algorithm.num_continuations",),
+    "trainer.axpo.num_continuations": ("algorithm.num_continuations",),
     "trainer.axpo.resample_ratio": ("algorithm.resample_ratio",),
-    "trainer.axpo.servers.urls": ("engine.servers",),
-    "trainer.axpo.servers.num_nodes": ("job.servers.num_nodes",),
-    "trainer.axpo.servers.per_node": ("job.servers.per_node",),
-    "trainer.axpo.servers.gpus_each": ("job.servers.gpus_each",),
+    "trainer.axpo.clip_low": ("loss.clip_low",),
+    "trainer.axpo.clip_high": ("loss.clip_high",),
+    "trainer.axpo.aggregation": ("loss.aggregation",),
+    "trainer.axpo.mismatch": ("loss.mismatch",),
+    "trainer.axpo.trt_llm.servers": ("engine.servers",),
     "exp_manager.explicit_log_dir": ("output_dir",),
     "exp_manager.create_tensorboard_logger": ("logging.tensorboard",),
     "exp_manager.create_wandb_logger": ("logging.wandb.enabled",),
@@ -50,14 +51,12 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "model.axpo.num_val_samples": ("eval.num_questions",),
     "model.axpo.sampling_params.temperature": ("rollout.temperature",),
     "model.axpo.length_params.max_length": ("rollout.max_new_tokens",),
-    "model.axpo.ratio_eps_low": ("loss.clip_low",),
-    "model.axpo.ratio_eps_high": ("loss.clip_high",),
-    "model.axpo.max_turns": ("rollout.max_turns",),
-    "model.axpo.max_rollout_time_s": ("rollout.max_time_s",),
-    "model.axpo.tools": ("tools.names",),
-    "model.axpo.tool_instructions": ("tools.instructions",),
+    "model.data.name": ("data.name",),
 }
 """By NeMo's key, the keys of our config that get its value. The keys that NeMo does not have are those of AXPO itself."""
+
+SECTIONS = ("data", "rollout", "tools", "rewards", "engine", "world", "eval", "job", "logging")
+"""Sections of our config that stand under ``model.axpo`` as they are: ``model.axpo.rollout.max_turns``."""
 
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainer.max_epochs": ((1, None), "the length of a run is trainer.axpo.max_steps"),
@@ -106,7 +105,7 @@ WITHOUT_EFFECT: frozenset[str] = frozenset(
         "exp_manager.name", "exp_manager.wandb_logger_kwargs.name",
         "exp_manager.checkpoint_callback_params.filename",
         "exp_manager.checkpoint_callback_params.model_parallel_size",
-        "model.max_position_embeddings", "model.optim.contiguous_grad_buffer", "model.optim.sched.constant_steps",
+        "model.max_position_embeddings", "model.optim.contiguous_grad_buffer", "model.optim.sched.constant_steps", "model.optim.sched.max_steps",
         "model.axpo.rollout_micro_batch_size", "model.axpo.forward_micro_batch_size",
         "model.axpo.val_rollout_micro_batch_size", "model.axpo.sampling_params.compute_logprob",
         "model.data.seq_length", "model.data.num_workers",
@@ -117,7 +116,7 @@ WITHOUT_EFFECT: frozenset[str] = frozenset(
 COMPUTED: frozenset[str] = frozenset(
     {
         "trainer.accelerator", "trainer.precision", "trainer.max_time", "trainer.max_steps",
-        "trainer.axpo.trt_llm.enable", "exp_manager.resume_if_exists", "exp_manager.max_time_per_run",
+        "trainer.axpo.algorithm", "trainer.axpo.trt_llm.enable", "exp_manager.resume_if_exists", "exp_manager.max_time_per_run",
         "model.precision", "model.megatron_amp_O2", "model.micro_batch_size", "model.global_batch_size",
         "model.activations_checkpoint_granularity", "model.optim.name", "model.optim.sched.name",
         "model.optim.sched.min_lr", "model.peft.peft_scheme",

@@ -21,12 +21,13 @@ from nemo_axpo.config.messages import did_you_mean
 from nemo_axpo.config.nemo_precision import fp8_from_nemo
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
-from nemo_axpo.launcher.key_tables import COMPUTED, FIXED, FP8_PREFIXES, RENAMED, WITHOUT_EFFECT
+from nemo_axpo.launcher.key_tables import COMPUTED, FIXED, FP8_PREFIXES, RENAMED, SECTIONS, WITHOUT_EFFECT
 from nemo_axpo.launcher.resolvers import register_resolvers
 
 _DTYPES = {"bf16": "bfloat16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "32": "float32", "32-true": "float32"}
 _DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}
 _OPTIMIZERS = {"distributed_fused_adam": True, "mcore_distributed_optim": True, "fused_adam": False, "adamw": False}
+_ALGORITHMS = {"axpo": "axpo", "grpo": "grpo"}
 _GRANULARITIES = {None: "none", "selective": "selective", "full": "full"}
 _OPEN_SECTIONS = ("model.axpo.trt_llm.",)
 """Copies of sections that stand elsewhere in the file."""
@@ -62,15 +63,21 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
     """The run that a resolved stage describes; ConfigError for each key that is unknown or cannot be honoured."""
     keys = dict(_flatten(stage))
     fp8 = {key.removeprefix("model."): keys.pop(key) for key in list(keys) if _is_fp8(key)}
+    own = {
+        section: stage["model"]["axpo"][section] for section in SECTIONS if f"model.axpo.{section}" in _sections(stage)
+    }
+    keys = {key: value for key, value in keys.items() if not key.startswith(tuple(f"model.axpo.{s}." for s in own))}
     problems = [*_unknown(keys), *_refused(keys)]
     if problems:
         raise ConfigError("\n".join(problems))
-    values: dict[str, Any] = {"algorithm": {"name": "axpo"}, "device": "cuda"}
+    values: dict[str, Any] = {}
     for key, value in keys.items():
         for target in RENAMED.get(key, ()):
             _put(values, target, value)
     for target, value in _computed(keys).items():
         _put(values, target, value)
+    for section, entries in own.items():
+        values[section] = {**values.get(section, {}), **entries}
     if fp8:
         values.setdefault("actor", {}).update(fp8_from_nemo(fp8))
     return NemoRun(validate_config(values), resume=bool(keys.get("exp_manager.resume_if_exists", False)))
@@ -82,10 +89,12 @@ def _computed(keys: Mapping[str, Any]) -> dict[str, Any]:
     _check_equal(keys, "model.precision", "trainer.precision")
     _check_master_weights(keys, dtype=dtype)
     _check_max_steps(keys)
+    _check_constant_rate(keys)
     is_served_by_trtllm = bool(keys.get("trainer.axpo.trt_llm.enable", False))
     granularity = _choice(keys, "model.activations_checkpoint_granularity", _GRANULARITIES, default=None)
     scheme = keys.get("model.peft.peft_scheme")
     return {
+        "algorithm.name": _choice(keys, "trainer.axpo.algorithm", _ALGORITHMS, default="axpo"),
         "device": _choice(keys, "trainer.accelerator", _DEVICES, default="gpu"),
         "actor.dtype": dtype,
         "engine.dtype": dtype,
@@ -96,7 +105,6 @@ def _computed(keys: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "actor.peft": None if scheme in (None, "none") else scheme,
         **_batches(keys),
-        **_constant_rate(keys),
         **_time_limit(keys),
     }
 
@@ -121,16 +129,14 @@ def _batches(keys: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _constant_rate(keys: Mapping[str, Any]) -> dict[str, Any]:
+def _check_constant_rate(keys: Mapping[str, Any]) -> None:
     """A learning rate that stays what it is after the warm-up; other schedules are refused."""
     name, lr = keys.get("model.optim.sched.name"), keys.get("model.optim.lr")
-    if name is not None and (name != "CosineAnnealing" or keys.get("model.optim.sched.min_lr") != lr):
-        rule = (
-            "the learning rate is constant after its warm-up: sched must be null, or CosineAnnealing with min_lr = lr"
-        )
-        got = f"{name} with min_lr {keys.get('model.optim.sched.min_lr')} and lr {lr}"
-        raise ConfigError(rule_message(rule, got=got, cure="set model.optim.sched.min_lr=${model.optim.lr}"))
-    return {}
+    is_constant = name == "CosineAnnealing" and keys.get("model.optim.sched.min_lr") == lr
+    if name not in (None, "WarmupPolicy") and not is_constant:
+        rule = "the learning rate is constant after its warm-up"
+        cure = "set model.optim.sched to null or {name: WarmupPolicy}, or min_lr of CosineAnnealing to lr"
+        raise ConfigError(rule_message(rule, got=f"model.optim.sched.name: {name}", cure=cure))
 
 
 def _time_limit(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,6 +212,12 @@ def _kinds(value: Any) -> tuple[type, ...]:
 
 def _is_fp8(key: str) -> bool:
     return key.startswith(tuple(f"model.{prefix}" for prefix in FP8_PREFIXES))
+
+
+def _sections(stage: Mapping[str, Any]) -> set[str]:
+    """Which of our own sections stand under ``model.axpo``."""
+    own = (stage.get("model") or {}).get("axpo") or {}
+    return {f"model.axpo.{name}" for name, value in own.items() if isinstance(value, Mapping) and value}
 
 
 def _flatten(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -64,7 +64,10 @@ def test_every_table_names_keys_of_ours_and_no_key_twice():
         ("model.peft.peft_scheme=lora", "actor.peft", "lora"),
         ("model.mm_cfg.vision_encoder.freeze=true", "actor.freeze_vision", True),
         ("model.optim.sched=null", "optimizer.lr", 2e-6),
-        ("trainer.axpo.servers.urls=['http://a:8000']", "engine.servers", ("http://a:8000",)),
+        ("model.axpo.engine.servers=['http://a:8000']", "engine.servers", ("http://a:8000",)),
+        ("model.axpo.rollout.max_turns=5", "rollout.max_turns", 5),
+        ("trainer.axpo.algorithm=axpo", "algorithm.name", "axpo"),
+        ("trainer.axpo.aggregation=sequence_mean", "loss.aggregation", "sequence_mean"),
         ("model.fp8=true", "actor.fp8.recipe", "delayed"),
         ("exp_manager.checkpoint_callback_params.save_top_k=3", "train.keep_checkpoints", 3),
         ("pretrained_checkpoint.restore_from_path=/models/x", "model.path", "/models/x"),
@@ -87,7 +90,11 @@ def test_a_key_and_its_meaning(override, key, value):
         ("trainer.precision=16", "trainer.precision must be one of bf16, bf16-mixed"),
         ("trainer.axpo.max_steps=-1", "must be a number of steps; got -1"),
         ("trainer.max_steps=3", "trainer.max_steps is a copy of trainer.axpo.max_steps; got 3 and 147"),
-        ("model.optim.sched.min_lr=2e-7", "constant after its warm-up"),
+        (
+            "model.optim.sched={name: CosineAnnealing, min_lr: 2e-7}",
+            "constant after its warm-up; got model.optim.sched.name",
+        ),
+        ("model.axpo.rollout.max_turnz=5", "did you mean rollout.max_turns?"),
         ("model.optim.name=sgd", "model.optim.name must be one of distributed_fused_adam"),
         ("model.global_batch_size=500", "must divide model.axpo.num_rollout_samples x"),
         ("model.megatron_amp_O2=false", "float32 master weights"),
@@ -128,3 +135,14 @@ def test_the_command_line_takes_a_stage(capsys):
     assert "8 ranks = TP 4 × PP 1 × DP 2" in capsys.readouterr().out
     assert main([*command, "--config-name", "recipes/axpo_8b"]) == 2
     assert "--nemo-config takes the place of a recipe" in capsys.readouterr().err
+
+
+def test_grpo_is_a_stage_without_the_keys_of_axpo():
+    grpo = {"axpo": {"algorithm": "grpo", "num_rollouts_per_prompt": 4}}
+    assert run_from_nemo({"trainer": grpo}).config.algorithm.num_rollouts == 4
+
+
+def test_cosine_annealing_to_its_own_rate_is_constant():
+    sched = {"name": "CosineAnnealing", "min_lr": 2e-6, "warmup_steps": 3}
+    config = run_from_nemo({"model": {"optim": {"lr": 2e-6, "sched": sched}}}).config
+    assert (config.optimizer.lr, config.optimizer.warmup_steps) == (2e-6, 3)
