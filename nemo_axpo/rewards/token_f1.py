@@ -13,6 +13,7 @@ from collections import Counter
 
 from nemo_axpo.data.words import words_of
 from nemo_axpo.errors import rule_message
+from nemo_axpo.rewards.exact_match import matches
 from nemo_axpo.rewards.known_answers import KnownAnswer
 from nemo_axpo.types import Question
 
@@ -35,7 +36,9 @@ class TokenF1:
         self._threshold = threshold
 
     async def __call__(self, question: Question, answer: str) -> float:
-        """1.0 or 0.0."""
+        """1.0 or 0.0; what reads exactly as a reference is right, also where it is an article or a sign alone."""
+        if matches(question, answer):
+            return 1.0
         return float(max(token_f1(answer, reference) for reference in question.answers) >= self._threshold)
 
 

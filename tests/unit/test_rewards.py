@@ -136,6 +136,8 @@ def test_the_threshold_makes_a_reward_of_token_f1():
     assert asyncio.run(TokenF1()(question, "blue shark")) == 1.0  # 1 common of 2 and 2: exactly 0.5
     assert asyncio.run(TokenF1(threshold=0.9)(question, "blue whale shark")) == 0.0
     assert asyncio.run(TokenF1(threshold=1.0)(question, "musculus balaenoptera")) == 1.0
+    assert asyncio.run(TokenF1()(make_question("A"), "a.")) == asyncio.run(TokenF1()(make_question("+"), "+")) == 1.0
+    assert asyncio.run(TokenF1()(make_question("A"), "the")) == 0.0
     with pytest.raises(ValueError, match="above 0 and at most 1; got 0"):
         TokenF1(threshold=0)
 
