@@ -15,9 +15,11 @@ from types import TracebackType
 
 from nemo_axpo.commands import (
     check_data,
+    distill,
     doctor,
     eval,
     export,
+    filter,
     journal,
     plan,
     quickstart,
@@ -25,12 +27,28 @@ from nemo_axpo.commands import (
     sft,
     tool_server,
     train,
+    world_questions,
 )
 from nemo_axpo.errors import MissingExtraError, RunFailedError
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses; 130 is what a shell reports for Ctrl-C."""
-_COMMANDS = (train, sft, eval, check_data, doctor, export, journal, report, plan, tool_server, quickstart)
+_COMMANDS = (
+    train,
+    sft,
+    distill,
+    filter,
+    eval,
+    check_data,
+    doctor,
+    export,
+    journal,
+    report,
+    plan,
+    tool_server,
+    world_questions,
+    quickstart,
+)
 """In the order of ``--help``."""
 
 

@@ -37,6 +37,7 @@ RESUMABLE_CHANGES = (
     "train.keep_checkpoints",
     "train.checkpoint_async",
     "train.record_every",
+    "sft.checkpoint_every",
     "job",
     "logging",
     "actor.tensor_parallel",
@@ -55,6 +56,18 @@ RESUMABLE_CHANGES = (
     "engine.health_every_s",
     "engine.max_outage_s",
     "engine.sync",
+    "distill.num_questions",
+    "distill.num_concurrent",
+    "distill.max_per_question",
+    "distill.tool_share",
+    "distill.endpoint.url",
+    "distill.endpoint.max_concurrent",
+    "distill.endpoint.timeout_s",
+    "distill.endpoint.max_retries",
+    "distill.endpoint.max_time_s",
+    "filter.teacher",
+    "filter.num_questions",
+    "filter.num_concurrent",
 )
 """Keys that may differ when a run is resumed: of the numbers of a step they change at most the last digits. A job that is
 queued again finds its servers on other hosts."""

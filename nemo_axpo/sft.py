@@ -1,67 +1,91 @@
-"""``nemo-axpo sft``: the supervised warm start, and a measurement of where it landed."""
+"""``nemo-axpo sft``: supervised training on trajectories, or on the warm start of the embedded world.
+
+Both are the same run on another source of rows. The warm start, from which the quickstart begins, is measured at its end;
+what trajectories taught is measured by ``nemo-axpo eval``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nemo_axpo import assembly
+from nemo_axpo.actors.random_states import random_states, set_random_states
+from nemo_axpo.assembly import Workbench
+from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
+from nemo_axpo.data.minibatches import RowInfo, assign_rows, row_infos
 from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.engines.base import Engine
+from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.eval.evaluate import EvalResult, evaluate
 from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy, wait_for_all
 from nemo_axpo.losses.supervised_loss import SupervisedLoss
 from nemo_axpo.metrics_log import MetricsLog
-from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.run_directory import RunDirectory
-from nemo_axpo.types import TrainBatch
-from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
+from nemo_axpo.types import TrainBatch, TrainingSample
+from nemo_axpo.world.questions import SOURCE
+from nemo_axpo.world.tiny_policy import tiny_policy
 from nemo_axpo.world.warm_start import WarmStartSamples
 
 CHECKPOINT, MEASURED = "hf", "warm_start.json"
 """Written in the run directory: the policy, and the rates it starts reinforcement learning with."""
 
 
-def run_sft(config: Config) -> Path:
-    """Trains the warm start in ``config.output_dir``; returns the directory of the Hugging Face checkpoint.
+class SampleSource(Protocol):
+    """Rows to imitate."""
 
-    Every rank of a job calls it. Without ``model.path`` it starts from the tiny model with random weights.
+    async def take(self, step: int, *, batch_size: int) -> Sequence[TrainingSample]:
+        """The rows of one step of the whole job, the same on every rank."""
+
+    def load_images(self, samples: Sequence[TrainingSample]) -> None:
+        """Puts the pictures of these rows into the image store."""
+
+
+def run_sft(config: Config, *, resume: bool = False) -> Path:
+    """Trains in ``config.output_dir``; returns the directory of the Hugging Face checkpoint.
+
+    Every rank of a job calls it. Without ``model.path`` it starts from the tiny model with random weights. ``resume``:
+    from the last checkpoint (``sft.checkpoint_every``), from the start where there is none.
     """
     replicas = assembly.build_replicas(config)
-    with join_run(config, replicas=replicas) as (run, progress):
-        return asyncio.run(_WarmStart(config, run=run, progress=progress, replicas=replicas).run())
+    with join_run(config, replicas=replicas, resume=resume) as (run, progress):
+        supervised = _SupervisedRun(config, run=run, progress=progress, replicas=replicas)
+        return asyncio.run(supervised.run(resume=resume))
 
 
-class _WarmStart:
+class _SupervisedRun:
     def __init__(self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas) -> None:
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         checkpoint = config.model.path or self._random_checkpoint()
         self._bench = bench = assembly.build_workbench(config, checkpoint=checkpoint)
+        self._samples, self._num_steps = _sample_source(config, bench=bench)
         optimizer = assembly.warm_start_optimizer(config)
         self._actor = assembly.build_actor(
             config, bench=bench, optimizer=optimizer, keep_reference=False, seed=config.seed
         )
-        self._samples = WarmStartSamples(
-            assembly.build_questions(config, stream="warm_start", seed=config.seed, images=bench.images),
-            renderer=bench.renderer,
-            tools=bench.tools,
-            image_store=bench.images,
-            tool_rate=config.world.tool_rate,
-            aim_rate=config.world.aim_rate,
-            seed=config.seed,
+        self._row_cost = assembly.build_row_cost(config, bench=bench)
+        self._checkpoints = CheckpointStore(
+            run.checkpoints_path,
+            keep=config.train.keep_checkpoints,
+            is_async=config.train.checkpoint_async,
+            timeout_s=60 * config.job.timeout_min,
         )
 
-    async def run(self) -> Path:
-        with open_metrics_log(self._config, run=self._run, replicas=self._replicas) as log:
-            await self._train(log)
+    async def run(self, *, resume: bool) -> Path:
+        done = self._restore() if resume else 0
+        if self._replicas.is_main:
+            self._run.forget_after(done)
+        with open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log:
+            await self._train(done, log=log)
         path = save_policy(self._actor, self._run.path / CHECKPOINT, replicas=self._replicas)
-        if self._config.eval.window_questions:
+        if self._config.eval.window_questions and not self._config.sft.trajectories:
             rates = await self._measure()
             if self._replicas.is_main:
                 (self._run.path / MEASURED).write_text(json.dumps(rates, indent=1) + "\n")
@@ -69,25 +93,56 @@ class _WarmStart:
 
     def _random_checkpoint(self) -> Path:
         """The tiny model with random weights, written by one rank and read by all."""
-        path = self._run.path / "random_weights"
         if self._replicas.is_main:
-            save_tiny_checkpoint(path, tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=self._config.seed)
+            tiny_policy(self._run.path, seed=self._config.seed)
         wait_for_all(self._replicas)
-        return path
+        return tiny_policy(self._run.path, seed=self._config.seed)
 
-    async def _train(self, log: MetricsLog | None) -> None:
-        section, name = self._config.sft, self._run.path.name
-        self._progress.start(name, total=section.num_steps)
-        for index in range(section.num_steps):
-            samples = await self._samples.take(index, batch_size=section.batch_size)
-            own = samples[self._replicas.index :: self._replicas.count]
-            batch = TrainBatch(own, num_planned_rollouts=len(samples))
-            metrics = self._actor.update(batch, loss=SupervisedLoss(), lr=learning_rate(self._config, index))
+    async def _train(self, done: int, *, log: MetricsLog | None) -> None:
+        name, num_steps = self._run.path.name, self._num_steps
+        every = self._config.sft.checkpoint_every
+        self._progress.start(name, total=num_steps, done=done)
+        for index in range(done, num_steps):
+            self._checkpoints.finish(wait=False)
+            batch = await self._batch(index)
+            lr = learning_rate(self._config, index, num_steps=num_steps)
+            metrics = self._actor.update(batch, loss=SupervisedLoss(), lr=lr)
             self._bench.images.retain(())
             metrics["memory/peak_gib"] = peak_memory_gib(self._replicas)
             if log:
                 log.log(index + 1, metrics)
             self._progress.update(name, step=index + 1, metrics=metrics)
+            if every and (index + 1) % every == 0 and index + 1 < num_steps:
+                self._save(index + 1)
+        self._checkpoints.finish()
+
+    async def _batch(self, index: int) -> TrainBatch:
+        """This replica's share of a step, in tokens about as much as every other's."""
+        samples = await self._samples.take(index, batch_size=self._config.sft.batch_size)
+        rows: Sequence[RowInfo] = row_infos(samples, cost=self._row_cost) if self._replicas.count > 1 else ()
+        replica_of = assign_rows(rows, num_replicas=self._replicas.count) if rows else {}
+        own = tuple(row for row in samples if replica_of.get(row.rollout_id, 0) == self._replicas.index)
+        self._samples.load_images(own)
+        return TrainBatch(own, num_planned_rollouts=len(samples))
+
+    def _save(self, number: int) -> None:
+        self._checkpoints.save(
+            number,
+            tensors=self._actor.sharded_state(),
+            state={"actor": self._actor.state_values()},
+            random_states=random_states(),
+        )
+
+    def _restore(self) -> int:
+        """Loads the newest checkpoint; the number of finished steps, 0 where there is none."""
+        if not self._checkpoints.steps():
+            return 0
+        checkpoint = self._checkpoints.read()
+        tensors = checkpoint.load_tensors(self._actor.sharded_state(is_loading=True))
+        self._actor.load_state(tensors, checkpoint.state["actor"])
+        if states := checkpoint.random_states():
+            set_random_states(states)
+        return checkpoint.step
 
     async def _measure(self) -> dict[str, Any]:
         """Rates of the warm start in groups of N, as reinforcement learning will first see them."""
@@ -121,9 +176,43 @@ class _WarmStart:
         )
 
 
-def learning_rate(config: Config, index: int) -> float:
-    """Linear warm-up, then a cosine from ``sft.lr`` to ``sft.lr · min_lr_ratio``."""
+def _sample_source(config: Config, *, bench: Workbench) -> tuple[SampleSource, int]:
+    """Trajectories where the config names some, else the warm start of the embedded world; and the steps of the run."""
     section = config.sft
-    warm = min(1.0, (index + 1) / max(1, section.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * index / section.num_steps))
+    if section.trajectories:
+        from nemo_axpo.data.trajectory_samples import TrajectorySamples  # loads the package datasets, a second
+
+        rows = TrajectorySamples(
+            section.trajectories,
+            images=bench.images,
+            tokenizer=bench.renderer.tokenizer,
+            image_processor=bench.image_processor,
+            max_row_tokens=section.max_row_tokens,
+            seed=config.seed,
+            cache_dir=config.data.cache_dir,
+        )
+        return rows, math.ceil(len(rows) * section.num_epochs / section.batch_size)
+    if config.data.name != SOURCE:
+        rule = "sft needs sft.trajectories, or the warm start of the embedded world (data=world)"
+        cure = "give the directory that `nemo-axpo distill` wrote: 'sft.trajectories=[outputs/distill]'"
+        raise ConfigError(rule_message(rule, got=f"none, data.name={config.data.name}", cure=cure))
+    lessons = WarmStartSamples(
+        assembly.build_questions(config, stream="warm_start", seed=config.seed, images=bench.images),
+        renderer=bench.renderer,
+        tools=bench.tools,
+        image_store=bench.images,
+        tool_rate=config.world.tool_rate,
+        aim_rate=config.world.aim_rate,
+        seed=config.seed,
+    )
+    return lessons, section.num_steps
+
+
+def learning_rate(config: Config, index: int, *, num_steps: int | None = None) -> float:
+    """Linear warm-up, then a cosine from ``sft.lr`` to ``sft.lr · min_lr_ratio`` over ``num_steps`` (the section's)."""
+    section = config.sft
+    num_steps = section.num_steps if num_steps is None else num_steps
+    num_warm = section.warmup_steps if section.warmup_share is None else round(section.warmup_share * num_steps)
+    warm = min(1.0, (index + 1) / max(1, num_warm))
+    cosine = 0.5 * (1 + math.cos(math.pi * index / num_steps))
     return section.lr * warm * (section.min_lr_ratio + (1 - section.min_lr_ratio) * cosine)

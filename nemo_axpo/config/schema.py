@@ -448,16 +448,28 @@ class EvalConfig(Section):
 
 
 class SftConfig(Section):
-    """Supervised warm start on fresh samples."""
+    """Supervised training on trajectories, or on fresh samples of the embedded world's warm start."""
 
+    trajectories: tuple[str, ...] = ()
+    """Directories of ``nemo-axpo distill``; none: the warm start of the embedded world."""
+    num_epochs: Positive = 3.0
+    """Over the trajectories; may end within an epoch."""
     num_steps: Count = 300
+    """Of the warm start, which has no epochs."""
     batch_size: Count = 64
-    """Fresh trajectories per step."""
+    """Trajectories per step of the whole job."""
+    max_row_tokens: Count = 20_480
+    """Longer trajectories are left out."""
     lr: Positive = 1e-5
     """Peak learning rate; cosine decay."""
     min_lr_ratio: Probability = 0.0
     """Last learning rate as a share of the peak."""
     warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of linear warm-up."""
+    warmup_share: Probability | None = None
+    """The same as a share of all steps; null: ``warmup_steps`` counts."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints to resume from; 0: none."""
     weight_decay: NonNegative = 0.01
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
     clip_grad: NonNegative = 1.0
@@ -492,6 +504,62 @@ class ToolServersConfig(Section):
     """Which of ``tools.names``."""
     port: Annotated[int, Field(ge=1024, le=65_000)] = 8900
     max_concurrent_calls: Count = 64
+
+
+class EndpointConfig(Section):
+    """A teacher behind an OpenAI-compatible chat endpoint."""
+
+    url: str | None = None
+    """Up to and without ``/chat/completions``, e.g. ``http://host:8000/v1``."""
+    model: str | None = None
+    key_variable: str | None = "OPENAI_API_KEY"
+    """Environment variable of the key, which is never part of a config; null: the endpoint needs none."""
+    body: dict[str, Any] = {}
+    """Further fields of every request; null removes one."""
+    max_concurrent: Count = 64
+    """Requests on their way at the same time."""
+    timeout_s: Positive = 600.0
+    """Of one attempt."""
+    max_retries: Annotated[int, Field(ge=0)] = 4
+    """Of an attempt that met a busy or absent endpoint, with growing pauses."""
+    max_time_s: Positive = 1_800.0
+    """Of all attempts of one turn together."""
+
+
+class DistillConfig(Section):
+    """A teacher's right answers as trajectories for supervised training."""
+
+    teacher: Literal["engine", "endpoint", "scripted"] = "engine"
+    """The checkpoint model.path on the config's engine; a chat endpoint; or the embedded world's script. For the last two,
+    model.path is the student: its tokenizer and image processor decide how rows are written."""
+    endpoint: EndpointConfig = EndpointConfig()
+    num_questions: Count | None = None
+    """Of the training stream; null: all, where it has an end."""
+    num_rollouts: Count = 4
+    """K: rollouts of the teacher per question."""
+    num_concurrent: Count = 32
+    """Questions under way at the same time."""
+    temperature: NonNegative = 1.0
+    max_per_question: Count = 1
+    """Right trajectories kept of a question."""
+    tool_share: Probability | None = 0.25
+    """Share of the kept trajectories with a tool call, by leaving out some of the other kind; null: as it comes."""
+    direct_accuracy: Probability = 0.5
+    """Of the scripted teacher: share of right answers without a tool call."""
+
+
+class FilterConfig(Section):
+    """Which questions are worth reinforcement learning."""
+
+    teacher: str | None = None
+    """Directory of ``nemo-axpo distill``: questions its teacher never solved are dropped; null: none are for that."""
+    num_questions: Count | None = None
+    """Of the training stream; null: all, where it has an end."""
+    num_rollouts: Count = 4
+    """Rollouts of the policy per question; solved in all of them, it is dropped."""
+    num_concurrent: Count = 32
+    """Questions under way at the same time."""
+    temperature: NonNegative = 1.0
 
 
 class JobConfig(Section):
@@ -550,5 +618,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     sft: SftConfig = SftConfig()
+    distill: DistillConfig = DistillConfig()
+    filter: FilterConfig = FilterConfig()
     job: JobConfig = JobConfig()
     logging: LoggingConfig = LoggingConfig()

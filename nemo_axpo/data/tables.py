@@ -48,6 +48,12 @@ class Table:
         found = self.data[start:stop]
         return table_rows(found) if isinstance(found, pyarrow.Table) else found
 
+    def select(self, column: str) -> Sequence[Row]:
+        """All rows, of one field alone."""
+        if isinstance(self.data, datasets.Dataset):
+            return table_rows(self.data.select_columns([column])[:])
+        return [{column: row[column]} for row in self.data]
+
     def where(self, index: int) -> str:
         """A row in a message; counted from 1."""
         return f"{self.name} row {index + 1}"

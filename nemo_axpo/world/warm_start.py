@@ -6,6 +6,7 @@ A fixed pool of a few thousand is memorised and nothing generalises; here step s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore
@@ -40,6 +41,9 @@ class WarmStartSamples:
         )
         start = step * batch_size
         return tuple([await self._sample(start + i, use_tool=i < num_tool) for i in range(batch_size)])
+
+    def load_images(self, samples: Sequence[TrainingSample]) -> None:
+        """They are in the store since their rows were taken."""
 
     async def _sample(self, index: int, *, use_tool: bool) -> TrainingSample:
         world_question = self._questions.world_question(index)
