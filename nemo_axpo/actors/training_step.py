@@ -67,8 +67,20 @@ def share_with_stages(values: Tensor | None, *, size: int, device: torch.device)
 
 
 def sum_model_grads(model: list[Any], num_tokens: Tensor | None = None, **kwargs: Any) -> None:
-    """Megatron's gradient reduction without its division by a token count: our losses are divided already."""
+    """Megatron's gradient reduction without its division by a token count: our losses are divided already.
+
+    Tensor-parallel ranks each hold the whole vision tower and compute the same gradient of it, but for the order in which
+    a GPU's kernels add: they take the first rank's, so that the copies never part.
+    """
     finalize_model_grads(model, None, **kwargs)
+    if parallel_state.get_tensor_model_parallel_world_size() == 1:
+        return
+    group, first = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_tensor_model_parallel_src_rank()
+    for stage in model:
+        tower = getattr(stage.module, "visual", None)
+        for parameter in tower.parameters() if tower is not None else ():
+            if parameter.requires_grad:
+                dist.broadcast(parameter.main_grad, src=first, group=group)
 
 
 def microbatch_logprobs(

@@ -37,6 +37,7 @@ def run(checkpoint: str, layout: Layout) -> dict:
         checkpoint, image_store=RandomImages(), banned_token_ids=BANNED, optimizer=SETTINGS, layout=layout.parallel,
         micro_batch_tokens=120, memory=layout.memory, packing=layout.packing,
     )  # fmt: skip
+    blur_tower_copies(actor)
     first, second = share(axpo_samples(), number=0), share(axpo_samples(), number=1)
     scored = {"first": actor.logprobs(first), "second": actor.logprobs(second)}
     gradients: dict[str, torch.Tensor] = {}
@@ -51,6 +52,14 @@ def run(checkpoint: str, layout: Layout) -> dict:
         "weights": {name: tensor.detach().clone() for name, tensor in actor.hf_tensors()},
         "version": actor.policy_version,
     }
+
+
+def blur_tower_copies(actor: Actor) -> None:
+    """Rounding that differs between tensor-parallel ranks, as a GPU's: all but the first get other gradients of the tower."""
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    if rank and parallel_state.is_pipeline_first_stage():
+        for parameter in actor._model.visual.parameters():
+            parameter.register_hook(lambda gradient: gradient * (1 + 0.01 * rank))
 
 
 def share(samples: Sequence[TrainingSample], *, number: int) -> tuple[TrainingSample, ...]:
