@@ -135,7 +135,7 @@ def predicted(hf_config: Qwen3VLConfig, *, options: argparse.Namespace) -> RankM
     )
     settings = TrainerSettings(
         1, 1, 1, BYTES[options.dtype], per_microbatch * options.row_tokens, memory=memory_settings(options),
-        packs_thd=options.device == "cuda" and options.dtype == "bfloat16",
+        packs_thd=options.device == "cuda" and options.dtype == "bfloat16", is_on_host=options.device == "cpu",
     )  # fmt: skip
     return stage_memory(
         model_sizes(hf_config), settings=settings, step=step, engine=EngineMemory(0.0, 0.0, 0.0), stage=0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import weakref
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,7 @@ from nemo_axpo.errors import CheckpointError
 from nemo_axpo.losses.policy_loss import PolicyLoss
 from nemo_axpo.losses.supervised_loss import SupervisedLoss
 from nemo_axpo.models.qwen3_vl.hf_mapping import global_parameters
+from nemo_axpo.models.qwen3_vl.inputs import PackedInputs
 from nemo_axpo.types import TrainBatch
 
 # A large eps: where a gradient is zero but for rounding, Adam would otherwise step by its sign.
@@ -226,6 +229,29 @@ def test_batch_without_a_trained_token_takes_no_step(checkpoint):
     before = weights(actor)
     assert actor.update(batch_of([sample(1, 2, 3, trained=0)]), loss=PolicyLoss())["update/num_samples"] == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(actor).items())
+
+
+@pytest.mark.parametrize("packing", ["padded", "thd"])
+def test_one_micro_batch_at_a_time_is_on_the_device(checkpoint, monkeypatch, packing):
+    """The device is a copy here: nothing of one is alive when the next arrives, and the numbers are those without copies."""
+    batch, arguments = batch_of(mixed_samples()), {"micro_batch_tokens": 1, "packing": packing}
+    expected = build(checkpoint, **arguments)
+    theirs = [expected.logprobs(batch.samples), expected.update(batch, loss=PolicyLoss()), weights(expected)]
+    arrived: list[list[weakref.ref]] = []
+
+    def moved(self: PackedInputs, device: torch.device) -> PackedInputs:
+        assert not [part() for parts in arrived for part in parts if part() is not None]
+        copy = deepcopy(self)
+        pixels = [images.patches_IPD for images in copy.images]
+        arrived.append([weakref.ref(part) for part in (copy, copy.positions_3T, *pixels)])
+        return copy
+
+    monkeypatch.setattr(PackedInputs, "to", moved)
+    actor = build(checkpoint, **arguments)
+    ours = [actor.logprobs(batch.samples), actor.update(batch, loss=PolicyLoss()), weights(actor)]
+    assert len(arrived) == 3 * len(batch.samples)  # log-probs, reference, update
+    assert all(torch.equal(*rows) for rows in zip(ours[0], theirs[0], strict=True)) and ours[1] == theirs[1]
+    assert all(torch.equal(tensor, theirs[2][name]) for name, tensor in ours[2].items())
 
 
 def test_gradient_that_is_not_finite_leaves_the_weights(checkpoint):
