@@ -1,7 +1,7 @@
 """The directory of one run: who may use it, and where its files lie.
 
     config.yaml   metrics.jsonl   journal.jsonl   evaluation.json   rollouts/step_00010.jsonl   images/<id>.png
-    checkpoints/   tensorboard/
+    checkpoints/   tensorboard/   stopped.json (asked to stop, to be resumed)
 
 It belongs to one config for good and to one process at a time. A directory that holds anything else is refused before a
 byte of it changes.
@@ -68,6 +68,7 @@ RESUMABLE_CHANGES = (
     "filter.teacher",
     "filter.num_questions",
     "filter.num_concurrent",
+    "tools.servers",
 )
 """Keys that may differ when a run is resumed: of the numbers of a step they change at most the last digits. A job that is
 queued again finds its servers on other hosts."""
@@ -109,6 +110,11 @@ class RunDirectory:
     def tensorboard_path(self) -> Path:
         """TensorBoard events."""
         return self.path / "tensorboard"
+
+    @property
+    def stopped_path(self) -> Path:
+        """There while the run is neither running nor finished, because it was asked to stop."""
+        return self.path / "stopped.json"
 
     @property
     def has_results(self) -> bool:

@@ -19,6 +19,7 @@ from nemo_axpo.report.recorder import record_trees
 from nemo_axpo.report.tree_records import choose_groups, tree_record
 from nemo_axpo.run_checkpoints import RunCheckpoints
 from nemo_axpo.run_directory import RunDirectory
+from nemo_axpo.stopping import StopRequest, clear_mark, listening, mark_stopped, seconds_of
 from nemo_axpo.training_parts import build_training_parts
 
 _ONE_PROCESS = OneProcess()
@@ -32,9 +33,14 @@ def run_training(config: Config, *, resume: bool = False) -> None:
 
     Raises ValueError (one of its kinds in ``nemo_axpo.errors``) for anything the user can cure.
     """
+    with listening(StopRequest(seconds_of(config.job.max_time))) as stop:
+        _train(config, resume=resume, stop=stop)
+
+
+def _train(config: Config, *, resume: bool, stop: StopRequest) -> None:
     replicas = assembly.build_replicas(config)
     with join_run(config, replicas=replicas, resume=resume) as (run, progress):
-        trainer = Trainer(config, run=run, progress=progress, replicas=replicas)
+        trainer = Trainer(config, run=run, progress=progress, replicas=replicas, stop=stop)
         asyncio.run(trainer.run(resume=resume))
 
 
@@ -42,18 +48,29 @@ class Trainer:
     """The parts of one run, and the order in which steps, evaluations, records and checkpoints happen."""
 
     def __init__(
-        self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas = _ONE_PROCESS
+        self,
+        config: Config,
+        *,
+        run: RunDirectory,
+        progress: ProgressDisplay,
+        replicas: Replicas = _ONE_PROCESS,
+        stop: StopRequest | None = None,
     ) -> None:
+        self._stop = stop or StopRequest()
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         self._parts = parts = build_training_parts(config, replicas=replicas)
         self._bench, self._actor, self._engine, self._loop = parts.bench, parts.actor, parts.engine, parts.loop
         self._checkpoints = RunCheckpoints(config, run=run, actor=parts.actor, replicas=replicas)
 
     async def run(self, *, resume: bool) -> None:
-        """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy."""
+        """Steps ``done + 1`` to ``train.num_steps``, then the last evaluation and the exported policy.
+
+        A run that is asked to stop leaves a checkpoint and ``stopped.json`` instead of the last two.
+        """
         done = self._checkpoints.restore()[0] if resume else 0
         if self._replicas.is_main:
             self._run.forget_after(done)
+            clear_mark(self._run)
         self._loop.sync()
         try:
             await self._parts.check()
@@ -63,16 +80,21 @@ class Trainer:
                 open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log,
                 open_journal(self._run, replicas=self._replicas, last_step=done) as journal,
             ):
-                await self._steps(done, log=log, journal=journal)
+                is_stopped = await self._steps(done, log=log, journal=journal)
+            if is_stopped:
+                return
             await self._write_evaluation("final")
             save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
             await self._parts.close()
 
-    async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> None:
+    async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> bool:
+        """Whether the run stopped before its last step."""
         train, num_questions = self._config.train, self._config.data.num_questions_per_step
         name = self._run.path.name
         self._progress.start(name, total=train.num_steps, done=done)
+        reason: str | None = None
+        self._stop.begin_steps()
         for index in range(done, train.num_steps):
             self._checkpoints.finish(wait=False)
             step, number = await self._loop.step(index), index + 1
@@ -87,9 +109,17 @@ class Trainer:
                 rollouts = [(score.question_id, score.rollout_id) for score in step.experience.scores]
                 journal.trained(number, first=index * num_questions, count=num_questions, rollouts=rollouts)
             self._progress.update(name, step=number, metrics=metrics)
-            if number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
+            is_last = number == train.num_steps
+            reason = None if is_last else self._stop.after_step(self._replicas)
+            if is_last or reason or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 self._checkpoints.save(number)
+            if reason:
+                break
         self._checkpoints.finish()
+        if reason and self._replicas.is_main:
+            mark_stopped(self._run, step=number, reason=reason)
+            self._progress.message(f"stopped after step {number} ({reason}); go on with --resume")
+        return reason is not None
 
     async def _evaluate(self) -> EvalResult:
         """The held-out questions, the same in every run."""
