@@ -233,7 +233,7 @@ def test_setting_that_cannot_work(checkpoint, tmp_path, setting, expected):
         (["eval", "--checkpoint", "{checkpoint}", "--output", "{tmp}"], "--output names the JSON file to write; got"),
         (["eval", "--checkpoint", "{tmp}"], "model.path must be a Hugging Face checkpoint directory"),
         (["report", "{tmp}/nowhere"], "a report is made from run directories"),
-        (["sft", "--output-dir", "{tmp}", "sft.num_stepz=1"], "did you mean sft.num_steps?"),
+        (["sft", "--output-dir", "{tmp}", "sft.num_stepz=1"], "did you mean sft.num_steps"),
     ],
 )
 def test_the_other_commands(checkpoint, tmp_path, arguments, expected):
