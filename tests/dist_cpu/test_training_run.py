@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
 from tiny_runs import AXPO, RUN, evaluation, metrics, run_ranks, succeed, train, trees
 
-LAYOUTS = {"tp2": ("actor.tensor_parallel=2",), "dp2": ()}
+LAYOUTS = {"tp2": ("actor.tensor_parallel=2",), "dp2": (), "pp3": ("actor.pipeline_parallel=3",)}
+ALWAYS = ("tp2", "dp2")
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,12 @@ def alone(study, checkpoint):
     return train(study / "alone", *AXPO, checkpoint=checkpoint)
 
 
-@pytest.fixture(scope="module", params=list(LAYOUTS))
+@pytest.fixture(scope="module", params=[*ALWAYS, pytest.param("pp3", marks=pytest.mark.slow)])
 def shared(request, study, checkpoint):
-    """The same run on two ranks."""
+    """The same run on two ranks, or on a pipeline of three stages."""
     settings = [f"model.path={checkpoint}", *RUN, *AXPO, *LAYOUTS[request.param]]
-    result = run_ranks(2, "train", "--output-dir", study / request.param, *settings)
+    num_ranks = 3 if request.param == "pp3" else 2
+    result = run_ranks(num_ranks, "train", "--output-dir", study / request.param, *settings)
     assert result.returncode == 0, result.stderr[-3000:]
     return study / request.param, result
 

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from nemo_axpo.errors import rule_message
+from nemo_axpo.errors import ConfigError, rule_message
+
+
+def require_layout(path: str | Path, *, tensor_parallel: int, pipeline_parallel: int) -> None:
+    """ConfigError where the ranks of one model cannot share the checkpoint at ``path``: before any of them meets another."""
+    from nemo_axpo.models.qwen3_vl.loading import load_hf_config
+
+    problems = layout_problems(
+        load_hf_config(path), tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel
+    )
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def layout_problems(hf_config: Any, *, tensor_parallel: int, pipeline_parallel: int) -> list[str]:
