@@ -186,6 +186,29 @@ def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperat
     )
 
 
+def build_benchmark_producer(config: Config, *, bench: Workbench, engine: Engine) -> Producer:
+    """Rollouts as benchmarks are asked."""
+    section = config.benchmarks
+    limits = RolloutLimits(
+        max_new_tokens=section.max_new_tokens or section.max_row_tokens,
+        max_row_tokens=section.max_row_tokens,
+        max_turns=section.max_turns,
+        max_time_s=section.max_time_s,
+    )
+    agent = Agent(
+        engine,
+        renderer=bench.renderer,
+        tools=bench.tools,
+        limits=limits,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        presence_penalty=section.presence_penalty,
+        needs_answer_block=config.rewards.needs_answer_block,
+    )
+    return Producer(agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries)
+
+
 def build_algorithm(config: Config) -> Algorithm:
     """GRPO or AXPO: the one word in which two runs differ."""
     return get_algorithm(config.algorithm.name)(**algorithm_arguments(config))

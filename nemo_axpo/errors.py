@@ -19,6 +19,10 @@ class CheckpointError(ValueError):
     """A training checkpoint that cannot be written, or is not what was written."""
 
 
+class UnfinishedEvaluationError(ValueError):
+    """Questions that nobody could answer or judge; the message says how the evaluation goes on."""
+
+
 class CanaryError(ValueError):
     """Engine and trainer do not see or sample the same: a run would train on something else than it measures."""
 

@@ -68,6 +68,35 @@ def check_model_path(config: Config) -> None:
         )
 
 
+def check_benchmarks(config: Config) -> None:
+    """ConfigError unless the engine can sample as ``benchmarks`` says."""
+    problems = [*_benchmark_problems(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _benchmark_problems(config: Config) -> Iterator[str]:
+    section, engine = config.benchmarks, config.engine
+    if section.max_row_tokens > engine.max_model_len:
+        yield rule_message(
+            "benchmarks.max_row_tokens must not exceed engine.max_model_len",
+            got=f"{section.max_row_tokens} > {engine.max_model_len}",
+            cure="raise the second (the paper's rows have 32,768 tokens), or lower the first",
+        )
+    if (section.max_new_tokens or 0) > section.max_row_tokens:
+        yield rule_message(
+            "benchmarks.max_new_tokens must not exceed benchmarks.max_row_tokens",
+            got=f"{section.max_new_tokens} > {section.max_row_tokens}",
+            cure="lower the first, or set it to null",
+        )
+    if engine.name == "trtllm" and section.presence_penalty:
+        yield rule_message(
+            "benchmarks.presence_penalty must be 0 for engine.name=trtllm: its servers penalise the prompt's tokens too",
+            got=section.presence_penalty,
+            cure="set it to 0, or use engine.name=vllm_server",
+        )
+
+
 def algorithm_arguments(config: Config) -> dict[str, object]:
     """Keyword arguments of the algorithm's constructor: its section and B."""
     return {"num_questions": config.data.num_questions_per_step, **config.algorithm.model_dump(exclude={"name"})}

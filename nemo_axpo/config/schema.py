@@ -37,7 +37,10 @@ class DataFileConfig(Section):
     path: str
     """File, directory or pattern of files (.parquet, .jsonl, .json), or a hub id."""
     reader: str = "schema"
-    """Their layout: schema, virl39k, fvqa, pyvision, mmfinereason, mmfinereason_hard, or ``path/to/file.py:function``."""
+    """Their layout: schema, virl39k, fvqa, pyvision, mmfinereason, mmfinereason_hard, that of a benchmark (docs/evaluation.md),
+    or ``path/to/file.py:function``."""
+    subset: str | None = None
+    """Configuration of a hub data set; null: its only one."""
     split: str = "train"
     """Of a hub data set."""
     source: str | None = None
@@ -447,6 +450,40 @@ class EvalConfig(Section):
     """Questions, N rollouts each, on which a warm start is measured; 0 skips it."""
 
 
+class BenchmarksConfig(Section):
+    """How benchmarks are asked (``nemo-axpo eval --benchmark``); defaults are the paper's where it has one."""
+
+    num_rollouts: Count = 4
+    """Rollouts per question: k of Pass@k."""
+    temperature: NonNegative = 0.7
+    """0 is greedy decoding."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
+    top_k: Annotated[int, Field(ge=0)] = 20
+    """0 keeps the whole vocabulary."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 1.5
+    """Subtracted from the logits of tokens that the turn already holds."""
+    max_turns: Count = 5
+    """Model segments of a rollout."""
+    max_new_tokens: Count | None = None
+    """Tokens sampled in one turn; null: as many as the row has room for."""
+    max_row_tokens: Count = 32_768
+    """Tokens of a whole row: prompt, model segments, observations, images."""
+    max_time_s: Positive = 3_600.0
+    """Wall seconds of one rollout."""
+    seed: int = 0
+    """Of the sampling and of the intervals."""
+    max_questions_in_flight: Count = 32
+    """Questions asked at the same time, all their rollouts at once; their images are in memory."""
+    max_failures: Count = 8
+    """Questions in a row that nobody could answer or judge, after which the evaluation stops: something is down."""
+    keep_text: bool = True
+    """Records hold what the model wrote, and not its answers alone."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Level of the intervals."""
+    num_resamples: Count = 10_000
+    """Of the bootstrap."""
+
+
 class SftConfig(Section):
     """Supervised training on trajectories, or on fresh samples of the embedded world's warm start."""
 
@@ -617,6 +654,7 @@ class Config(Section):
     rewards: RewardsConfig = RewardsConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
     sft: SftConfig = SftConfig()
     distill: DistillConfig = DistillConfig()
     filter: FilterConfig = FilterConfig()

@@ -137,7 +137,7 @@ def _records(
     on_rows: Callable[[str, int, int], None],
 ) -> Iterator[tuple[str, _Read]]:
     reader = get_reader(file.reader)
-    for table in open_tables(file.path, split=file.split, cache_dir=cache_dir):
+    for table in open_tables(file.path, subset=file.subset, split=file.split, cache_dir=cache_dir):
         for start in range(0, len(table), _BATCH):
             rows = table.rows(start, min(start + _BATCH, len(table)))
             places = [place_of(table, index, file) for index in range(start, start + len(rows))]

@@ -106,7 +106,9 @@ class StreamedQuestions:
     def _epoch(self) -> Iterator[QuestionRecord]:
         for file in self._config.files:
             reader, count = get_reader(file.reader), 0
-            for stream in open_streams(file.path, split=file.split, cache_dir=self._config.cache_dir):
+            for stream in open_streams(
+                file.path, subset=file.subset, split=file.split, cache_dir=self._config.cache_dir
+            ):
                 for index, row in stream.rows():
                     record = read_row(stream, index, row, file=file, reader=reader)
                     if record is None or count == file.max_questions:

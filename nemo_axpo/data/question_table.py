@@ -66,7 +66,7 @@ class QuestionTable:
         reader, found = get_reader(file.reader), []
         kept = read_ids(file.keep) if file.keep else None
         num_rows = 0
-        for table in open_tables(file.path, split=file.split, cache_dir=cache_dir):
+        for table in open_tables(file.path, subset=file.subset, split=file.split, cache_dir=cache_dir):
             number, num_rows = len(self._tables), num_rows + len(table)
             self._tables.append((table, file, reader))
             rows = ((i, read_row(table, i, row, file=file, reader=reader)) for i, row in _scan(table))

@@ -88,23 +88,27 @@ class TableStream:
         return f"{self.name} row {index + 1}"
 
 
-def open_tables(path: str, *, split: str = "train", cache_dir: str | None = None) -> list[Table]:
-    """Tables of a file, a directory or pattern of files (one each, by name), or a hub id.
+def open_tables(
+    path: str, *, subset: str | None = None, split: str = "train", cache_dir: str | None = None
+) -> list[Table]:
+    """Tables of a file, a directory or pattern of files (one each, by name), or a hub id with its subset and split.
 
     DataError for a path at which there is nothing, and for a file that is broken, naming the place.
     """
     files = local_files(path)
     if not files:
-        data = _load(path, split=split, cache_dir=cache_dir, streaming=False)
+        data = _load(path, subset=subset, split=split, cache_dir=cache_dir, streaming=False)
         return [Table(f"{path}[{split}]", data.with_format("arrow"))]
     return [Table(str(file), _load_file(file, cache_dir=cache_dir), file.parent) for file in files]
 
 
-def open_streams(path: str, *, split: str = "train", cache_dir: str | None = None) -> list[TableStream]:
+def open_streams(
+    path: str, *, subset: str | None = None, split: str = "train", cache_dir: str | None = None
+) -> list[TableStream]:
     """As :func:`open_tables`, without converting or downloading anything beforehand."""
     files = local_files(path)
     if not files:
-        data = _load(path, split=split, cache_dir=cache_dir, streaming=True)
+        data = _load(path, subset=subset, split=split, cache_dir=cache_dir, streaming=True)
         return [TableStream(f"{path}[{split}]", data.with_format("arrow"))]
     return [
         TableStream(
@@ -140,12 +144,12 @@ def local_files(path: str) -> list[Path]:
     raise DataError(rule_message(rule, got=path, cure="correct it; it is relative to the working directory"))
 
 
-def _load(path: str, *, split: str, cache_dir: str | None, streaming: bool) -> Any:
+def _load(path: str, *, subset: str | None, split: str, cache_dir: str | None, streaming: bool) -> Any:
     """A hub data set."""
     try:
-        return datasets.load_dataset(path, split=split, cache_dir=cache_dir, streaming=streaming)
+        return datasets.load_dataset(path, subset, split=split, cache_dir=cache_dir, streaming=streaming)
     except _FAILURES as error:
-        rule = f"the hub data set {path}, split {split!r}, must be readable"
+        rule = f"the hub data set {path}, {f'subset {subset!r}, ' if subset else ''}split {split!r}, must be readable"
         cure = "check id, split and connection, or download it and give the path of its files"
         raise DataError(rule_message(rule, got=error, cure=cure)) from None
 

@@ -10,7 +10,20 @@ from types import ModuleType
 from typing import Any
 
 from nemo_axpo.data.questions import QuestionRecord, read_record
-from nemo_axpo.data.readers import fvqa, mmfinereason, pyvision, virl39k
+from nemo_axpo.data.readers import (
+    dynamath,
+    fvqa,
+    hr_bench,
+    hr_mmsearch,
+    math_vr,
+    mathvision,
+    mmfinereason,
+    mmsearch,
+    pyvision,
+    virl39k,
+    visual_probe,
+    vstar,
+)
 from nemo_axpo.data.readers.base import Reader, RowPlace
 from nemo_axpo.errors import ConfigError, rule_message
 
@@ -27,6 +40,17 @@ READERS: Mapping[str, Reader] = {
     "pyvision": pyvision.read,
     "mmfinereason": mmfinereason.read,
     "mmfinereason_hard": mmfinereason.read_hard,
+    "mathvision": mathvision.read,
+    "dynamath": dynamath.read,
+    "math_vr": math_vr.read,
+    "math_vr_text": math_vr.read_text,
+    "math_vr_multimodal": math_vr.read_multimodal,
+    "vstar": vstar.read,
+    "visual_probe": visual_probe.read,
+    "hr_bench": hr_bench.read,
+    "hr_bench_cycles": hr_bench.read_cycles,
+    "hr_mmsearch": hr_mmsearch.read,
+    "mmsearch": mmsearch.read,
 }
 
 
