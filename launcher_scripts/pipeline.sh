@@ -44,7 +44,7 @@ fi
 # One thread: the model is tiny.
 export OMP_NUM_THREADS=1
 
-number=5000 held_out=300 epochs=4 rl_questions=1000 steps=60 every=20 questions_per_step=32 rollouts=8 concurrent=64
+number=4000 held_out=300 epochs=4 rl_questions=1000 steps=20 every=10 questions_per_step=32 rollouts=8 concurrent=64
 name=pipeline
 if [[ $smoke == true ]]; then
   number=24 held_out=6 epochs=1 rl_questions=8 steps=2 every=1 questions_per_step=4 rollouts=4 concurrent=8

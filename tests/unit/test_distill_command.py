@@ -17,6 +17,7 @@ from nemo_axpo.distill.command import run_distill
 from nemo_axpo.distill.filter import run_filter
 from nemo_axpo.errors import ConfigError, DataError, RunDirectoryError
 from nemo_axpo.sft import run_sft
+from nemo_axpo.train import run_training
 
 TEACHER = ("distill.teacher=scripted", "world.tool_rate=0.5", "world.aim_rate=0.6", "rollout.max_new_tokens=40")
 SFT = ("sft.batch_size=4", "sft.num_epochs=1.5", "sft.warmup_share=0.5", "sft.lr=0.01", "train.checkpoint_async=false")
@@ -184,3 +185,19 @@ def test_the_scripted_teacher_refuses_other_questions(config, tmp_path):
         ValueError, match="the scripted teacher knows questions of the embedded world alone; got 'mine'"
     ):
         run_distill(config(*TEACHER, files, output_dir=tmp_path / "run"))
+
+
+def test_reinforcement_learning_asks_the_kept_questions_and_measures_the_held_out(config, tiny_checkpoint, tmp_path):
+    (tmp_path / "kept.jsonl").write_text("".join(f'{{"id": "file-0-{i}"}}\n' for i in (1, 4, 7, 9)))
+    shared = config(output_dir=tmp_path / "run")
+    (file,) = shared.data.files
+    files = f"data.files=[{{path: {file.path}, keep: {tmp_path / 'kept.jsonl'}}}]"
+    settings = (files, "data.held_out=0.25", "train.num_steps=2", "train.eval_every=0", "train.checkpoint_every=0")
+    run_training(config(*settings, output_dir=tmp_path / "run", checkpoint=tiny_checkpoint))
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    asked = {name for line in lines for name in json.loads(line).get("questions", ())}
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())["final"]
+    (held_out,) = {question["question_id"] for question in evaluation["questions"]}
+    # Three of the four are trained, and after an epoch again under another id; the fourth is measured.
+    assert {name.partition("~")[0] for name in asked} | {held_out} == {f"file-0-{i}" for i in (1, 4, 7, 9)}
+    assert len(asked) == 4 and held_out not in {name.partition("~")[0] for name in asked}
