@@ -84,7 +84,7 @@ YAML
 evaluate() { # evaluate LABEL CHECKPOINT DIRECTORY
   axpo eval --checkpoint "$2" --benchmark "$out/held_out/benchmark.yaml" --output-dir "$3" --label "$1" "data.cache_dir=$out/cache" \
     benchmarks.temperature=1 benchmarks.top_p=1 benchmarks.top_k=0 benchmarks.presence_penalty=0 benchmarks.max_turns=3 \
-    benchmarks.max_new_tokens=32 benchmarks.max_row_tokens=150 benchmarks.num_concurrent=$concurrent
+    benchmarks.max_new_tokens=32 benchmarks.max_row_tokens=150 benchmarks.max_questions_in_flight=$concurrent
 }
 
 mkdir -p "$out"
