@@ -1,5 +1,6 @@
 """The policy's way from the actor to the engines after an update, on every rank of a job.
 
+    every rank      waits for the others where replicas share servers: a push aborts what is asked of a server
     every rank      puts whole tensors together, one at a time, with the other ranks of its replica
     pushing ranks   stream them into their engine; a fleet of servers gets them in buckets
     every rank      learns how it went, and the replicas that share another one's servers take over its version
@@ -89,6 +90,8 @@ class WeightSync:
 
         EngineError on every rank where one of them could not bring them, the error itself on that one.
         """
+        if self._is_shared:
+            self._replicas.gather([], kind=SyncRecord)  # another replica may still try out the server that is pushed to
         for number in range(1, MAX_PUSHES + 1):
             record, error = self._push()
             records = self._replicas.gather([record], kind=SyncRecord)

@@ -37,6 +37,11 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def pid(self) -> int:
+        """For whoever kills it from another process."""
+        return self._process.pid
+
     def kill(self) -> None:
         """At once, as a machine that loses power."""
         self._process.kill()

@@ -22,9 +22,10 @@ import json
 import pickle
 import select
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,6 +37,7 @@ from tiny_engine_model import tiny_config, tiny_model
 
 from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.engines.hf.engine import HfEngine
+from nemo_axpo.engines.trtllm.pusher import Handle
 from nemo_axpo.models.qwen3_vl.loading import load_hf_config, read_checkpoint
 from nemo_axpo.types import Completion, GenerationRequest, RenderedTokens, SamplingParams
 
@@ -100,14 +102,12 @@ class Sampler:
 
         asyncio.run_coroutine_threadsafe(call(), self._loop).result()
 
-    def stage(self, handles: list) -> None:
+    def stage(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """A bucket: its tensors are copied before the answer, after which the sender frees them."""
-        for name, (rebuild, arguments) in handles:
-            arguments = list(arguments)
-            arguments[6] = "cpu"
+        for name, tensor in named_tensors:
             if name not in self._weights:
                 raise KeyError(name)
-            self._staged[name] = rebuild(*arguments).clone()
+            self._staged[name] = tensor.clone()
 
     def finish_update(self) -> None:
         """Engines are made anew, so nothing of the old weights is left."""
@@ -197,15 +197,14 @@ class Handler(BaseHTTPRequestHandler):
             return RenderedTokens(tuple(body["prompt"]))
         parts = [part for message in body["messages"] for part in message["content"]]
         image_ids = [self._image(part["image_url"]["url"]) for part in parts]
+        prompt = self._expanded(body["prompt_token_ids"], image_ids)
+        return replace(prompt, token_ids=prompt.token_ids[1:]) if self.dialect == "retokenises" else prompt
+
+    def _expanded(self, token_ids: Sequence[int], image_ids: Sequence[str]) -> RenderedTokens:
+        """As many placeholders for each picture as it has tokens."""
         lengths = iter([self.sampler.images.features(image_id).num_tokens for image_id in image_ids])
         image_token_id = self.sampler.config.image_token_id
-        ids = [
-            copy
-            for token in body["prompt_token_ids"]
-            for copy in [token] * (next(lengths) if token == image_token_id else 1)
-        ]
-        if self.dialect == "retokenises":
-            ids = ids[1:]
+        ids = [copy for token in token_ids for copy in [token] * (next(lengths) if token == image_token_id else 1)]
         return RenderedTokens(tuple(ids), tuple(image_ids))
 
     def _image(self, url: str) -> str:
@@ -239,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         if body["weights"] is None:
             self.sampler.on_loop(self.sampler.finish_update)
         else:
-            self.sampler.stage(pickle.loads(base64.b64decode(body["weights"][LOCAL_UUID])))
+            self.sampler.stage(rebuilt(pickle.loads(base64.b64decode(body["weights"][LOCAL_UUID]))))
         return {"status": "success"}
 
     def _memory(self, body: Mapping[str, Any], *, is_asleep: bool) -> dict[str, str]:
@@ -262,6 +261,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(encoded)))
         self.end_headers()
         self.wfile.write(encoded)
+
+
+def rebuilt(handles: Iterable[tuple[str, Handle]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors behind the handles of a bucket."""
+    for name, (rebuild, arguments) in handles:
+        yield name, rebuild(*arguments[:6], "cpu", *arguments[7:])
 
 
 class Server(ThreadingHTTPServer):

@@ -61,7 +61,7 @@ class Replicas:
     def gather(self, records, *, kind):
         assert kind is SyncRecord
         self.own += records
-        return (*records, *(self.others.pop(0) if self.others else ()))
+        return (*records, *(self.others.pop(0) if self.others and records else ()))
 
 
 FINE = (SyncRecord(seconds=1.0),)
