@@ -1,6 +1,6 @@
 """Shuts this process in, layer by layer, in the one order that works.
 
-    namespaces     first: they need rights that the later layers take away
+    namespaces     first: a process is born in them, and what it does there needs rights that the later layers take away
     rlimits
     capabilities   dropped, and no_new_privs, which Landlock and seccomp need
     Landlock
@@ -21,15 +21,20 @@ _NUM_CAPABILITIES = 41
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 
 
-def enter(policy: Policy, *, base: str) -> str:
+def fork(policy: Policy, creator: namespaces.Creator) -> int:
+    """As ``os.fork``: zero in the child, which then calls :func:`enter`. OSError where the kernel refuses."""
+    return namespaces.fork(creator) if Layer.NAMESPACES in policy.layers else os.fork()
+
+
+def enter(policy: Policy, creator: namespaces.Creator, *, base: str) -> str:
     """The directory the process may write in, which is where it now is. ``base``: an empty directory of its own.
 
-    With namespaces it returns in another process (see :func:`namespaces.enter`). OSError where a layer fails: the
-    process must end then.
+    OSError where a layer fails: the process must end then.
     """
     scratch = base
     if Layer.NAMESPACES in policy.layers:
-        namespaces.enter(base=base, readable=policy.readable, scratch_bytes=policy.limits.scratch_bytes)
+        limits = policy.limits
+        namespaces.enter(creator, base=base, readable=policy.readable, scratch_bytes=limits.scratch_bytes)
         scratch = namespaces.SCRATCH
     os.chdir(scratch)
     if Layer.RLIMITS in policy.layers:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-from nemo_axpo.sandbox import landlock, seccomp
-from nemo_axpo.sandbox.enter import enter
+from nemo_axpo.sandbox import landlock, namespaces, seccomp
+from nemo_axpo.sandbox.enter import enter, fork
 from nemo_axpo.sandbox.policy import Layer, Limits, Policy
 
 
@@ -50,9 +49,15 @@ def _try(policy: Policy, *, base: str) -> str:
 
 
 def _enter_and_tell(policy: Policy, *, base: str, writing: int) -> None:
+    """Does not return. In a process without threads, which the fork into namespaces needs."""
     try:
-        enter(policy, base=str(Path(base)))
-        os.write(writing, b"in")
+        creator = namespaces.this_process()
+        child = fork(policy, creator)
+        if child == 0:
+            enter(policy, creator, base=base)
+            os.write(writing, b"in")
+        else:
+            os.waitpid(child, 0)
     except OSError as error:
         os.write(writing, str(error).encode())
     finally:

@@ -16,13 +16,12 @@ import signal
 import socket
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from nemo_axpo.sandbox import landlock, libc
-from nemo_axpo.sandbox.enter import enter
+from nemo_axpo.sandbox import landlock, libc, namespaces
+from nemo_axpo.sandbox.enter import enter, fork
 from nemo_axpo.sandbox.policy import Layer, Limits, Policy
-from nemo_axpo.tools.python import frames
+from nemo_axpo.tools.python import frames, heap
 
 CHANNEL = 3
 """File descriptor of the channel inside an interpreter."""
@@ -40,13 +39,25 @@ def serve(control: int) -> None:
         if not message:
             shutil.rmtree(os.environ["MPLCONFIGDIR"], ignore_errors=True)
             return
-        if os.fork() == 0:
-            _become_interpreter(json.loads(message), channel=descriptors[0], control=control)
+        _fork_interpreter(json.loads(message), channel=descriptors[0])
         os.close(descriptors[0])
+
+
+def _fork_interpreter(request: dict[str, Any], *, channel: int) -> None:
+    policy, creator = read_policy(request), namespaces.this_process()
+    try:
+        child = fork(policy, creator)
+    except OSError as error:  # of this interpreter alone: the others go on
+        with contextlib.suppress(OSError):
+            frames.send(channel, {"failed": f"{type(error).__name__}: {error}"})
+        return
+    if child == 0:
+        _become_interpreter(request, policy, creator=creator, channel=channel)
 
 
 def _warm_up() -> None:
     """Everything a cell is likely to import, once, with its lazy parts."""
+    heap.keep_together()
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,25 +83,27 @@ def _warm_up() -> None:
     sympy.sympify("x + 1")
     gc.collect()
     gc.freeze()
+    heap.use_huge_pages()
 
 
 def _reap(*_: object) -> None:
+    """What an interpreter started ends with it, also without namespaces; its number is its group's until it is waited for."""
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(ended.si_pid, signal.SIGKILL)
+            os.waitpid(ended.si_pid, 0)
 
 
-def _become_interpreter(request: dict[str, Any], *, channel: int, control: int) -> None:
+def _become_interpreter(request: dict[str, Any], policy: Policy, *, creator: namespaces.Creator, channel: int) -> None:
     """Does not return."""
     status = 1
     try:
         libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL, what="PDEATHSIG")
         os.setsid()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave nothing behind
         _keep_only(channel)
-        frames.send(CHANNEL, {"pid": os.getpid()})
-        policy = read_policy(request)
-        scratch = enter(policy, base=request["base"])
+        scratch = enter(policy, creator, base=request["base"])
         _set_environment(scratch)
         _serve_cells(scratch, policy=policy, max_chars=request["max_chars"])
         status = 0
@@ -133,33 +146,20 @@ def _set_environment(scratch: str) -> None:
 def _serve_cells(scratch: str, *, policy: Policy, max_chars: int) -> None:
     from nemo_axpo.tools.python.interpreter import Interpreter, reseed
 
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks leave nothing behind
     reseed()
     interpreter = Interpreter(max_chars=max_chars)
     frames.send(CHANNEL, {"ready": True})
     while True:
         message = frames.receive(CHANNEL)
         if "fork" in message:
-            scratch = _fork(interpreter, scratch, name=message["fork"], policy=policy)
+            scratch = _fork(scratch, name=message["fork"], policy=policy)
             continue
-        for data in message["images"]:
-            _add_image(interpreter, frames.unpack_bytes(data), scratch=scratch)
-        shown = interpreter.run(message["code"])
+        shown = interpreter.run(message["code"], images=message["images"])
         reply = {**vars(shown), "figures": [frames.pack_bytes(figure) for figure in shown.figures]}
         frames.send(CHANNEL, {"id": message["id"], **reply})
 
 
-def _add_image(interpreter: Any, data: bytes, *, scratch: str) -> None:
-    from PIL import Image
-
-    path = Path(scratch) / f"image_{interpreter.num_images}.png"
-    path.write_bytes(data)
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    interpreter.add_image(image, path=str(path))
-
-
-def _fork(interpreter: Any, scratch: str, *, name: str, policy: Policy) -> str:
+def _fork(scratch: str, *, name: str, policy: Policy) -> str:
     """Splits the interpreter in two; the new one serves the channel that comes with the next byte.
 
     It has a copy of the files in a directory of its own, and may neither see nor signal its siblings. Returns the
@@ -179,6 +179,5 @@ def _fork(interpreter: Any, scratch: str, *, name: str, policy: Policy) -> str:
     if Layer.LANDLOCK in policy.layers:
         landlock.restrict(readable=policy.readable, writable=(own, "/dev/null"))
     _set_environment(own)
-    interpreter.move_images(scratch, own)
     frames.send(CHANNEL, {"ready": True})
     return own

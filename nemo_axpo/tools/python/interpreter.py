@@ -13,6 +13,7 @@ import io
 import linecache
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,43 +70,47 @@ class Interpreter:
     def __init__(self, *, max_chars: int) -> None:
         """``max_chars``: of output, of the value and of the error, each."""
         self._max_chars = max_chars
-        self._number = self.num_images = 0
+        self._number = 0
+        self._awaited: list[str] = []
         self._figures: list[bytes] = []
         self._globals: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
         self._globals |= {"_pil_images": [], "_images": []}
         plt.show = self._show_figures
 
-    def add_image(self, image: Image.Image, *, path: str) -> None:
-        """Appends to what cells know as ``_pil_images`` and ``_images`` (paths), where these still are lists."""
-        for name, item in (("_pil_images", image), ("_images", path)):
-            images = self._globals.get(name)
-            if not isinstance(images, list):
-                self._globals[name] = images = []
-            images.append(item)
-        self.num_images += 1
+    def run(self, code: str, *, images: Sequence[str] = ()) -> Shown:
+        """Executes a cell, after it appended ``images`` (paths) to ``_images`` and, decoded, to ``_pil_images``.
 
-    def move_images(self, old: str, new: str) -> None:
-        """Their files are in another directory from here on."""
-        paths = self._globals.get("_images")
-        if isinstance(paths, list):
-            self._globals["_images"] = [
-                new + path.removeprefix(old) if isinstance(path, str) and path.startswith(old) else path for path in paths
-            ]
-
-    def run(self, code: str) -> Shown:
-        """Executes a cell. Only SystemExit and what no handler can catch end the interpreter."""
+        Nothing that a handler can catch ends the interpreter. An image that does not fit into memory is the cell's error; the
+        next cell tries again.
+        """
         self._number += 1
         self._figures = []
+        self._awaited += images
         text = BoundedText(self._max_chars)
         value = error = ""
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             try:
+                self._load_images()
                 value = self._shown_value(self._execute(code))
                 self._show_figures()
             except BaseException as raised:  # noqa: BLE001 - whatever a cell raises is its result
                 error = self._explain(raised)
                 plt.close("all")
         return Shown(text.text, text.num_dropped, value[: self._max_chars], error[-self._max_chars :], self._figures)
+
+    def _load_images(self) -> None:
+        while self._awaited:
+            with Image.open(self._awaited[0]) as image:
+                decoded = image.copy()
+            self._append("_pil_images", decoded)
+            self._append("_images", self._awaited.pop(0))
+
+    def _append(self, name: str, item: object) -> None:
+        """Where a cell left no list, there is a new one."""
+        images = self._globals.get(name)
+        if not isinstance(images, list):
+            self._globals[name] = images = []
+        images.append(item)
 
     def _execute(self, code: str) -> Any:
         name = _CELL.format(number=self._number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
 import json
@@ -19,6 +20,9 @@ import nemo_axpo
 from nemo_axpo.tools.base import ToolUnavailableError
 
 _START_TIMEOUT_S = 120.0
+_REQUEST_TIMEOUT_S = 20.0
+_DEATH_S = 0.05
+"""What the end of the server needs to be seen, after that of its interpreters was."""
 _ENTRY = "import sys; sys.path[:0] = [sys.argv[2]]; from nemo_axpo.tools.python.fork_server import serve; serve(int(sys.argv[1]))"
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -28,6 +32,7 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
+    "PYTHONMALLOC": "malloc",  # one heap (heap.py)
 }
 
 
@@ -38,6 +43,7 @@ class ServerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._lock = threading.Lock()
+        self.num_starts = 0
         self._directory = Path(tempfile.mkdtemp(prefix="nemo-axpo-python-"))
         atexit.register(self.close)
 
@@ -54,6 +60,7 @@ class ServerProcess:
 
     def _start(self) -> None:
         self._forget()
+        self.num_starts += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         arguments = [sys.executable, "-s", "-P", "-c", _ENTRY, str(theirs.fileno()), str(_import_root())]
         log = (self._directory / "server.log").open("wb")
@@ -81,17 +88,27 @@ class ServerProcess:
             said = (self._directory / "server.log").read_text(errors="replace")[-1000:]
             self.close()
             raise ToolUnavailableError(f"the server of the python tool did not start; it said: {said or 'nothing'}")
-        self._requests.setblocking(False)
+        self._requests.settimeout(_REQUEST_TIMEOUT_S)
 
     def open(self, request: dict[str, Any], *, channel: socket.socket) -> None:
-        """Has an interpreter forked that serves ``channel``; ToolUnavailableError where the server is not running."""
+        """Has an interpreter forked that serves ``channel``; waits while many others ask too.
+
+        ToolUnavailableError where the server is not running, or does not come to it.
+        """
+        requests = self._requests
         try:
-            if self._requests is None:
-                raise ConnectionError("it was never started")
-            socket.send_fds(self._requests, [json.dumps(request).encode()], [channel.fileno()])
+            if requests is None:
+                raise ConnectionError("it is not running")
+            socket.send_fds(requests, [json.dumps(request).encode()], [channel.fileno()])
         except OSError as error:
-            self._forget()
-            raise ToolUnavailableError(f"the server of the python tool is gone ({error}); it is started again") from error
+            raise ToolUnavailableError(f"the server of the python tool takes no interpreter ({error})") from error
+
+    async def has_died(self, start: int) -> bool:
+        """Whether the process of that start is gone, for one who saw an interpreter end: they end a moment before it is seen to."""
+        process = self._process
+        if start == self.num_starts and process is not None and process.poll() is None:
+            await asyncio.sleep(_DEATH_S)
+        return start != self.num_starts or process is None or process.poll() is not None
 
     def num_forks(self) -> int:
         """Processes on this machine that were forked from the server, by their command line."""
@@ -108,11 +125,12 @@ class ServerProcess:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _forget(self) -> None:
-        if self._requests is not None:
-            self._requests.close()
+        """Kills first: a server that sees the connection end removes the directory."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+        if self._requests is not None:
+            self._requests.close()
         self._process = self._requests = None
 
 

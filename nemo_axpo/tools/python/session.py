@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import shutil
-import signal
 import socket
 import struct
 import tempfile
@@ -17,12 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_axpo.sandbox.policy import Policy
+from nemo_axpo.sandbox.policy import Layer, Policy
 from nemo_axpo.tools.base import ToolUnavailableError
 from nemo_axpo.tools.python import frames
+from nemo_axpo.tools.python.process_handle import ProcessHandle
 from nemo_axpo.tools.python.server_process import ServerProcess
 
 _OPEN_TIMEOUT_S = 20.0
+_BUFFER_BYTES = 2**20
+"""Of what an interpreter sent and nobody read yet."""
 _CREDENTIALS = struct.Struct("3i")
 """Process, user and group id, as the kernel attaches them to a message."""
 
@@ -46,45 +47,63 @@ class PythonSession:
 
     def __init__(self, server: ServerProcess, *, policy: Policy, max_chars: int, can_fork: bool = False) -> None:
         """``max_chars``: of output, value and error, each. ``can_fork``: whether the policy's seccomp filter lets it."""
-        self._can_fork = can_fork
+        self._can_fork, self._is_copy = can_fork, False
         self._server, self._policy, self._max_chars = server, policy, max_chars
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._pid: int | None = None
-        self._base: Path | None = None
+        self._process: ProcessHandle | None = None
+        self._directory: Path | None = None
         self._ids = itertools.count()
+        self._start = 0
+        """Which start of the server forked the interpreter."""
 
     @property
     def is_open(self) -> bool:
-        """Whether an interpreter is alive."""
+        """Whether there is an interpreter, which may have died since the last call."""
         return self._writer is not None
+
+    @property
+    def image_directory(self) -> Path:
+        """Files here can be read by the interpreter, at the same path; it is open."""
+        assert self._directory is not None
+        return self._directory / "images"
+
+    @property
+    def is_walled(self) -> bool:
+        """Whether the interpreter can only read the files in ``image_directory``."""
+        return bool(self._policy.layers & {Layer.NAMESPACES, Layer.LANDLOCK})
 
     async def open(self) -> None:
         """Forks the interpreter; ToolUnavailableError where that fails."""
-        await asyncio.to_thread(self._server.start)
-        ours, theirs = socket.socketpair()
-        self._base = Path(tempfile.mkdtemp(dir=self._server.directory))
+        try:
+            channel = await asyncio.to_thread(self._ask)
+            await self._adopt(channel)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _ask(self) -> socket.socket:
+        """Our end of the channel of an interpreter that is about to be forked."""
+        self._server.start()
+        self._start = self._server.num_starts
+        self._directory = Path(tempfile.mkdtemp(dir=self._server.directory))
+        for name in ("root", "images"):
+            (self._directory / name).mkdir()
+        self.image_directory.chmod(0o755)  # for the user that the interpreter becomes
+        ours, theirs = _channel()
         with theirs:
             self._server.open(self._request(), channel=theirs)
-        ours.setblocking(False)
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=frames.MAX_FRAME_BYTES)
-        try:
-            async with asyncio.timeout(_OPEN_TIMEOUT_S):
-                self._pid = (await self._receive())["pid"]
-                answer = await self._receive()
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError) as error:
-            self._drop()
-            raise ToolUnavailableError(f"an interpreter of the python tool did not start ({error!r})") from error
-        if "ready" not in answer:
-            self._drop()
-            raise ToolUnavailableError(f"an interpreter of the python tool could not be shut in: {answer.get('failed')}")
+        return ours
 
-    async def run(self, code: str, *, images: Sequence[bytes] = (), timeout_s: float) -> CellResult:
-        """Runs a cell; ``images``: PNG files that appear in it first. The interpreter is gone unless it finished."""
+    async def run(self, code: str, *, images: Sequence[Path] = (), timeout_s: float) -> CellResult:
+        """Runs a cell; ``images``: files in ``image_directory`` that appear in it first. The interpreter is gone unless it finished.
+
+        ToolUnavailableError where the server died, and the interpreter with it: that is not the cell's doing.
+        """
         if not self.is_open:
             await self.open()
         number = next(self._ids)
-        message = {"id": number, "code": code, "images": [frames.pack_bytes(image) for image in images]}
+        message = {"id": number, "code": code, "images": [str(image) for image in images]}
         end = "died"
         try:
             async with asyncio.timeout(timeout_s):
@@ -101,6 +120,8 @@ class PythonSession:
             self._drop()
             raise
         self._drop()
+        if end == "died" and await self._server.has_died(self._start):
+            raise ToolUnavailableError("the server of the python tool died, and this interpreter with it")
         return CellResult(end=end)
 
     async def fork(self) -> PythonSession:
@@ -113,37 +134,40 @@ class PythonSession:
         if not self.is_open:
             await self.open()
         copy = PythonSession(self._server, policy=self._policy, max_chars=self._max_chars, can_fork=True)
-        ours, theirs = socket.socketpair()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        copy._directory, copy._is_copy, copy._start = self._directory, True, self._start
+        ours, theirs = _channel()
         with theirs:
-            self._writer.write(frames.encode({"fork": f"fork_{next(self._ids)}"}))
-            await self._writer.drain()
-            channel = self._writer.get_extra_info("socket")
-            socket.send_fds(_plain(channel), [b"f"], [theirs.fileno()])
+            try:
+                self._writer.write(frames.encode({"fork": f"fork_{next(self._ids)}"}))
+                await self._writer.drain()
+                socket.send_fds(_plain(self._writer), [b"f"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                raise ToolUnavailableError(f"an interpreter could not be forked ({error})") from error
         await copy._adopt(ours)
         return copy
 
     async def _adopt(self, channel: socket.socket) -> None:
-        """Takes over an interpreter that another one forked; the kernel tells whose its first message is."""
-        channel.settimeout(_OPEN_TIMEOUT_S)
+        """Takes over the interpreter at the other end; the kernel tells whose its first message is."""
         try:
-            message, self._pid = await asyncio.to_thread(_receive_with_sender, channel)
-        except OSError as error:
-            channel.close()
-            raise ToolUnavailableError(f"an interpreter could not be forked ({error})") from error
-        if "ready" not in message:
-            channel.close()
-            raise ToolUnavailableError("an interpreter could not be forked: it ended at once")
-        channel.setblocking(False)
-        self._reader, self._writer = await asyncio.open_unix_connection(sock=channel, limit=frames.MAX_FRAME_BYTES)
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                message, pid = await _first_message(channel)
+            if "ready" not in message:
+                raise ToolUnavailableError(f"an interpreter could not be shut in: {message.get('failed', 'it ended at once')}")
+            self._process = ProcessHandle(pid)
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=channel, limit=_BUFFER_BYTES)
+        except OSError as error:  # TimeoutError and ProcessLookupError too
+            raise ToolUnavailableError(f"an interpreter of the python tool did not start ({error!r})") from error
+        finally:
+            if self._writer is None:
+                channel.close()
+                self.kill()
 
     def kill(self) -> None:
         """Ends every process of the interpreter at once."""
-        if self._pid is not None:
-            for kill in (os.killpg, os.kill):  # a fork leads no group, and ends alone
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    kill(self._pid, signal.SIGKILL)
-        self._pid = None
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
 
     async def close(self) -> None:
         """Ends the interpreter and removes what it wrote; may be called twice."""
@@ -154,18 +178,18 @@ class PythonSession:
         if self._writer is not None:
             self._writer.close()
         self._reader = self._writer = None
-        if self._base is not None:
-            shutil.rmtree(self._base, ignore_errors=True)
-            self._base = None
+        if self._directory is not None and not self._is_copy:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory = None
 
     def _request(self) -> dict[str, Any]:
         policy = self._policy
         return {
             "layers": sorted(policy.layers),
             "limits": asdict(policy.limits),
-            "readable": policy.readable,
+            "readable": (*policy.readable, str(self.image_directory)),
             "seccomp_filter": frames.pack_bytes(policy.seccomp_filter),
-            "base": str(self._base),
+            "base": str(self._directory / "root"),
             "max_chars": self._max_chars,
         }
 
@@ -180,13 +204,28 @@ class PythonSession:
         return message
 
 
-def _plain(channel: object) -> socket.socket:
+def _channel() -> tuple[socket.socket, socket.socket]:
+    """Our end, which is told who sends the first message, and the interpreter's."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    ours.setblocking(False)
+    return ours, theirs
+
+
+def _plain(writer: asyncio.StreamWriter) -> socket.socket:
     """The socket behind a transport, for the call that asyncio does not offer."""
-    return socket.socket(fileno=os.dup(channel.fileno()))
+    return socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno()))
 
 
-def _receive_with_sender(channel: socket.socket) -> tuple[dict[str, Any], int]:
-    """A short first message and the process id of its sender, in this process's own numbering."""
+async def _first_message(channel: socket.socket) -> tuple[dict[str, Any], int]:
+    """A short message and the process id of its sender, in this process's own numbering; no message where there is none."""
+    loop = asyncio.get_running_loop()
+    is_there = loop.create_future()
+    loop.add_reader(channel, lambda: is_there.done() or is_there.set_result(None))
+    try:
+        await is_there
+    finally:
+        loop.remove_reader(channel)
     data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
     if len(data) <= frames.HEADER.size or not ancillary:
         return {}, 0

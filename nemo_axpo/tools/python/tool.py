@@ -7,11 +7,12 @@ An interpreter that misses its deadline or breaks a limit is killed, and the obs
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +24,7 @@ from nemo_axpo.sandbox.policy import Layer, Limits, Policy
 from nemo_axpo.sandbox.probe import probe_layers
 from nemo_axpo.tools.agent_prompt import tool_schema
 from nemo_axpo.tools.python.fork_server import CHANNEL
+from nemo_axpo.tools.python.image_files import ImageFiles
 from nemo_axpo.tools.python.server_process import ServerProcess, readable_paths
 from nemo_axpo.tools.python.session import CellResult, PythonSession
 from nemo_axpo.types import ImageId, ToolResult
@@ -30,7 +32,6 @@ from nemo_axpo.types import ImageId, ToolResult
 logger = logging.getLogger(__name__)
 MAX_FIGURE_PIXELS = 16_000_000
 """Larger figures are not decoded."""
-_MAX_ENCODED_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PythonTool:
         self._store = image_store
         self._policy = sandbox_policy(self._settings)
         self._server = ServerProcess()
-        self._encoded: OrderedDict[ImageId, bytes] = OrderedDict()
+        self.image_files = ImageFiles(image_store, directory=self._server.directory / "images")
         self.schema = _schema(self.name, default_timeout_s=self._settings.timeout_s)
 
     @property
@@ -76,17 +77,6 @@ class PythonTool:
         """Ends every interpreter."""
         self._server.close()
 
-    def png(self, image_id: ImageId) -> bytes:
-        """A stored image as a PNG file."""
-        if image_id not in self._encoded:
-            buffer = io.BytesIO()
-            self._store.image(image_id).save(buffer, format="PNG", compress_level=1)
-            self._encoded[image_id] = buffer.getvalue()
-            if len(self._encoded) > _MAX_ENCODED_IMAGES:
-                self._encoded.popitem(last=False)
-        self._encoded.move_to_end(image_id)
-        return self._encoded[image_id]
-
     def timeout_s(self, asked: float | None) -> float:
         """Deadline of a call; ValueError for one that is not a positive number."""
         if asked is None:
@@ -102,7 +92,9 @@ class PythonTool:
                 if image.width * image.height > MAX_FIGURE_PIXELS:
                     raise ValueError(f"it has {image.width} x {image.height} pixels, at most {MAX_FIGURE_PIXELS} are shown")
                 return self._store.add(image.copy())
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except ValueError:
+            raise
+        except Exception as error:  # what a broken file makes a decoder raise, no list of it is complete
             raise ValueError(f"it is no PNG file ({error})") from error
 
 
@@ -117,16 +109,26 @@ class _RolloutSession:
         except ValueError as error:
             return ToolResult(str(error), error="bad_arguments")
         if not self._session.is_open:
+            await self._session.open()
             self._num_sent = 0
-        new = [self._tool.png(image_id) for image_id in self._images[self._num_sent :]]
-        self._num_sent = len(self._images)
+        new = await self._new_images()
         result = await self._session.run(arguments["code"], images=new, timeout_s=timeout_s)
         if result.end != "finished":
             return ToolResult(_killed_text(result.end, timeout_s=timeout_s), error=result.end)
-        return self._observation(result)
+        return await asyncio.to_thread(self._observation, result) if result.figures else self._observation(result)
 
     async def close(self) -> None:
         await self._session.close()
+
+    async def _new_images(self) -> list[Path]:
+        """Files of what the interpreter has not seen. A large picture takes seconds to encode, once."""
+        ids = self._images[self._num_sent :]
+        paths = [self._session.image_directory / f"image_{self._num_sent + n}.png" for n in range(len(ids))]
+        for image_id, path in zip(ids, paths, strict=True):
+            place = self._tool.image_files.place
+            await asyncio.to_thread(place, image_id, path, can_share=self._session.is_walled)
+        self._num_sent += len(ids)
+        return paths
 
     def _observation(self, result: CellResult) -> ToolResult:
         lines, figures = [], []
