@@ -164,8 +164,10 @@ def build_weight_sync(
     )
 
 
-def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperature: float) -> Producer:
-    """Rollouts at one temperature; training and evaluation have a producer each."""
+def build_producer(
+    config: Config, *, bench: Workbench, engine: Engine, temperature: float, top_p: float = 1.0, top_k: int = 0
+) -> Producer:
+    """Rollouts sampled in one way; training, evaluation and a teacher have a producer each."""
     rollout = config.rollout
     limits = RolloutLimits(
         max_new_tokens=rollout.max_new_tokens,
@@ -179,6 +181,8 @@ def build_producer(config: Config, *, bench: Workbench, engine: Engine, temperat
         tools=bench.tools,
         limits=limits,
         temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
         needs_answer_block=config.rewards.needs_answer_block,
     )
     return Producer(

@@ -577,6 +577,9 @@ class DistillConfig(Section):
     num_concurrent: Count = 32
     """Questions under way at the same time."""
     temperature: NonNegative = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """0 keeps the whole vocabulary; endpoints are asked by ``endpoint.body``."""
     max_per_question: Count = 1
     """Right trajectories kept of a question."""
     tool_share: Probability | None = 0.25

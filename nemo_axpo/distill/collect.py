@@ -19,6 +19,7 @@ from nemo_axpo.distill.attempts import Attempt, AttemptLog
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.errors import RunFailedError, rule_message
 from nemo_axpo.loop import QuestionSource
+from nemo_axpo.rollouts.agent import PromptTooLongError
 from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.types import Question, Rollout
 
@@ -47,6 +48,8 @@ class CollectResult:
     num_attempted: int = 0
     num_lost: int = 0
     """Questions with a rollout that stayed lost; a resumed command attempts them again."""
+    num_too_long: int = 0
+    """Questions whose prompt leaves no room to answer; they are left out."""
 
 
 class Collector:
@@ -87,20 +90,24 @@ class Collector:
 
     async def _attempt(self, index: int, question: Question) -> None:
         self._shown.update(question.image_ids)
+        rollouts: tuple[Rollout, ...] = ()
         try:
             rollouts = await self._producer.run_rollouts(
                 [question], num_rollouts=self._settings.num_rollouts, seed=self._settings.seed
             )
-        except EngineError as error:
-            rollouts = ()
-            logger.warning("question %s is lost: %s", question.question_id, error)
-        if len(rollouts) == self._settings.num_rollouts:
             self._keep(index, question, rollouts)
-        else:
-            self._lose(question)
-        self._forget(question, rollouts)
+        except PromptTooLongError as error:
+            self._result.num_too_long += 1
+            logger.warning("question %s is left out: %s", question.question_id, error)
+        except EngineError as error:
+            self._lose(question, error)
+        finally:
+            self._forget(question, rollouts)
 
     def _keep(self, index: int, question: Question, rollouts: tuple[Rollout, ...]) -> None:
+        """Writes a question down. EngineError where a rollout of it stayed lost."""
+        if len(rollouts) < self._settings.num_rollouts:
+            raise EngineError(f"{len(rollouts)} of {self._settings.num_rollouts} rollouts arrived")
         right = [rollout for rollout in rollouts if rollout.reward > 0] if self._files else []
         trajectories = tuple(trajectory_of(rollout, question=question) for rollout in right)
         for trajectory in trajectories:
@@ -118,10 +125,10 @@ class Collector:
         self._num_lost_in_a_row = 0
         self._on_attempt(attempt)
 
-    def _lose(self, question: Question) -> None:
+    def _lose(self, question: Question, error: EngineError) -> None:
         self._result.num_lost += 1
         self._num_lost_in_a_row += 1
-        logger.warning("question %s has lost rollouts; a resumed command attempts it again", question.question_id)
+        logger.warning("question %s is lost (%s); a resumed command attempts it again", question.question_id, error)
         if self._num_lost_in_a_row >= self._settings.max_lost:
             rule = "engine, tools and verifiers must answer"
             got = f"{self._num_lost_in_a_row} questions in a row lost, see the warnings above"

@@ -73,7 +73,8 @@ async def _collect(config: Config, *, bench: Workbench, run: RunDirectory, progr
     try:
         require_verifiers(await bench.verifiers.measure(stream.take(0, min(_NUM_CHECKED, settings.num_questions))))
         bench.images.retain(())
-        producer = assembly.build_producer(config, bench=bench, engine=teacher, temperature=section.temperature)
+        sampling = section.model_dump(include={"temperature", "top_p", "top_k"})
+        producer = assembly.build_producer(config, bench=bench, engine=teacher, **sampling)
         with AttemptLog(run.path) as log:
             collector = Collector(
                 stream,

@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 _NOTHING = Completion((), (), "prefix", 0)
 
 
+class PromptTooLongError(ValueError):
+    """A question whose prompt alone fills the row."""
+
+
 @dataclass(frozen=True)
 class RolloutJob:
     """One rollout to run. Example: ``RolloutJob("q7/3/k0", q7, prompt, opening, seed=11, index=3, branch=0, …)``."""
@@ -89,7 +93,7 @@ class Agent:
     async def run(self, job: RolloutJob) -> Rollout:
         """One rollout, without its reward. LOST when the engine or a tool server failed.
 
-        Raises ValueError for a prompt that leaves no room in ``max_row_tokens``.
+        Raises PromptTooLongError for a prompt that leaves no room in ``max_row_tokens``.
         """
         self._check_room(job)
         turns: list[Turn] = []
@@ -177,7 +181,7 @@ class Agent:
 
     def _check_room(self, job: RolloutJob) -> None:
         if len(job.prompt.token_ids) >= self._limits.max_row_tokens:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"the prompt of question {job.question.question_id!r} has {len(job.prompt.token_ids)} tokens and "
                 f"max_row_tokens is {self._limits.max_row_tokens}: raise it, or drop the question from the data"
             )

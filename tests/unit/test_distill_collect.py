@@ -24,6 +24,7 @@ from nemo_axpo.distill.attempts import FILE, Attempt, AttemptLog, read_attempts,
 from nemo_axpo.distill.collect import Collector, CollectSettings
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.errors import DataError, RunFailedError
+from nemo_axpo.rollouts.limits import RolloutLimits
 
 COLOURS = ("red", "blue", "green", "yellow", "cyan", "magenta")
 
@@ -107,6 +108,19 @@ def test_a_question_with_a_lost_rollout_is_not_attempted_and_comes_again(tmp_pat
     assert {attempt.index for attempt in attempts(tmp_path)} == {0, 1, 3, 5}
     again, _, questions, _ = collect(tmp_path)
     assert (again.num_attempted, questions.taken) == (2, [2, 4])
+
+
+def test_a_question_without_room_to_answer_is_left_out(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    store = image_store()
+    questions = Questions(store)
+    limits = RolloutLimits(max_new_tokens=20, max_row_tokens=30)
+    producer = make_producer(make_agent(ScriptedEngine(by_rollout), store, limits=limits))
+    with AttemptLog(tmp_path) as log:
+        settings = CollectSettings(6, 2, seed=0)
+        result = asyncio.run(Collector(questions, producer, images=store, log=log, settings=settings).run())
+    assert (result.num_attempted, result.num_lost, result.num_too_long, len(store)) == (0, 0, 6, 0)
+    assert "question q3 is left out: the prompt of question 'q3' has" in caplog.text
 
 
 def test_many_lost_in_a_row_end_it_with_the_cure(tmp_path, caplog):
