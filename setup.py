@@ -18,7 +18,10 @@ setup(
     packages=[*find_packages(include=["nemo_axpo", "nemo_axpo.*"]), "nemo_axpo.conf"],
     # The checkout keeps conf/ at the top, as NeMo users expect it; a wheel carries it inside the package.
     package_dir={"nemo_axpo.conf": "conf"},
-    package_data={"nemo_axpo": ["**/*.html", "**/*.css", "**/*.js", "**/*.json", "**/*.yaml"], "nemo_axpo.conf": ["**/*.yaml"]},
+    package_data={
+        "nemo_axpo": ["**/*.html", "**/*.css", "**/*.js", "**/*.json", "**/*.yaml"],
+        "nemo_axpo.conf": ["**/*.yaml"],
+    },
     entry_points={"console_scripts": ["nemo-axpo = nemo_axpo.cli:main"]},
     install_requires=[
         "torch>=2.6",
@@ -49,7 +52,28 @@ setup(
         "uvicorn>=0.30",
     ],
     extras_require={
-        "nemo": ["nemo-toolkit==2.4.1", "lightning<2.6"],
+        # What the import of NeMo-Aligner's trainers needs of NeMo's own extras, which pin other versions than ours.
+        "nemo": [
+            "nemo-toolkit==2.4.1",
+            "lightning<2.6",
+            "transformers>=4.57,<5",
+            "datasets>=3,<4",
+            "huggingface-hub<1",
+            *(
+                "accelerate",
+                "boto3",
+                "braceexpand",
+                "cloudpickle",
+                "einops",
+                "fiddle",
+                "flask",
+                "ijson",
+                "jieba",
+                "nltk",
+            ),
+            *("nvtx", "opencc", "pandas", "pangu", "rouge_score", "sacrebleu", "sentencepiece", "tiktoken"),
+            *("torchmetrics", "wandb", "webdataset"),
+        ],
         "te": ["transformer-engine[pytorch]>=2.10"],
         "vllm": ["vllm>=0.32,<0.33"],
         "trtllm": ["tensorrt-llm>=1.1"],

@@ -32,6 +32,7 @@ from nemo_axpo.types import ImageId
 CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
 RESUMABLE_CHANGES = (
     "output_dir",
+    "loop",
     "train.num_steps",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -12,20 +12,15 @@ from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
 from nemo_axpo.job import join_run, open_journal, open_metrics_log, peak_memory_gib, save_policy
 from nemo_axpo.journal import Journal
-from nemo_axpo.loop import Step
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
-from nemo_axpo.report.recorder import record_trees
-from nemo_axpo.report.tree_records import choose_groups, tree_record
 from nemo_axpo.run_checkpoints import RunCheckpoints
 from nemo_axpo.run_directory import RunDirectory
+from nemo_axpo.step_records import journal_step, record_step
 from nemo_axpo.stopping import StopRequest, clear_mark, listening, mark_stopped, seconds_of
 from nemo_axpo.training_parts import build_training_parts
 
 _ONE_PROCESS = OneProcess()
-
-MAX_RECORDED_GROUPS = 4
-"""Trees written at a recorded step: enough to browse, small on disk."""
 
 
 def run_training(config: Config, *, resume: bool = False) -> None:
@@ -99,15 +94,14 @@ class Trainer:
             self._checkpoints.finish(wait=False)
             step, number = await self._loop.step(index), index + 1
             if train.record_every and number % train.record_every == 0 and self._replicas.is_main:
-                self._record(step, number=number)
+                record_step(self._run, step.experience, step.samples, number=number, bench=self._bench)
             metrics: dict[str, Any] = {**step.metrics, "memory/peak_gib": peak_memory_gib(self._replicas)}
             if train.eval_every and number % train.eval_every == 0 and number < train.num_steps:
                 metrics |= {f"eval/{key}": value for key, value in (await self._evaluate()).metrics().items()}
             if log:
                 log.log(number, metrics)
             if journal:
-                rollouts = [(score.question_id, score.rollout_id) for score in step.experience.scores]
-                journal.trained(number, first=index * num_questions, count=num_questions, rollouts=rollouts)
+                journal_step(journal, step.experience, number=number, num_questions=num_questions)
             self._progress.update(name, step=number, metrics=metrics)
             is_last = number == train.num_steps
             reason = None if is_last else self._stop.after_step(self._replicas)
@@ -129,23 +123,3 @@ class Trainer:
         result = await self._evaluate()
         if self._replicas.is_main:
             self._run.write_evaluation(phase, result.as_dict())
-
-    def _record(self, step: Step, *, number: int) -> None:
-        experience = step.experience
-        groups = choose_groups(
-            experience.groups, continuations=experience.continuations, max_groups=MAX_RECORDED_GROUPS
-        )
-        trees = [
-            tree_record(
-                group,
-                step=number,
-                plan=experience.plan,
-                continuations=experience.continuations,
-                samples=step.samples,
-                decode=self._bench.renderer.decode,
-            )
-            for group in groups
-        ]
-        record_trees(
-            self._run, trees, step=number, image_store=self._bench.images, image_processor=self._bench.image_processor
-        )

@@ -39,13 +39,20 @@ def install() -> bool:
     warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed")
     for name in _ENTRY_MODULES:
         importlib.import_module(name)
-    proxy = _torch_on_cpu()
-    for name, module in list(sys.modules.items()):
-        if name.startswith("megatron.core") and getattr(module, "torch", None) is torch:
-            module.torch = proxy
+    install_into("megatron.core")
     _patch_tensor_methods()
     _patch_rng_tracker()
     return True
+
+
+def install_into(package: str) -> None:
+    """Shows the shim to the imported modules of ``package``; nothing is done where CUDA is available."""
+    if torch.cuda.is_available():
+        return
+    proxy = _torch_on_cpu()
+    for name, module in list(sys.modules.items()):
+        if f"{name}.".startswith(f"{package}.") and getattr(module, "torch", None) is torch:
+            module.torch = proxy
 
 
 @functools.cache

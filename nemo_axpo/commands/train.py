@@ -15,6 +15,7 @@ from nemo_axpo.commands.options import (
     output_setting,
     run_config,
 )
+from nemo_axpo.extras import require_extra
 
 if TYPE_CHECKING:
     from nemo_axpo.config.schema import Config
@@ -43,7 +44,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> None:
     config = _train_config(options)
     check(config, needs_policy=True)
-    from nemo_axpo.train import run_training
+    if config.loop == "aligner":
+        require_extra("nemo")
+        from nemo_axpo.aligner.fit import run_training
+    else:
+        from nemo_axpo.train import run_training
 
     resume = options.resume or (options.nemo_config is not None and nemo_run(options).resume)
     run_training(config, resume=resume)

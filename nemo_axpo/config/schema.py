@@ -644,6 +644,8 @@ class Config(Section):
     output_dir: str = "outputs/run"
     """Run directory."""
     device: Literal["cpu", "cuda"] = "cpu"
+    loop: Literal["native", "aligner"] = "native"
+    """Which training loop runs: ours, or NeMo-Aligner's ``ReinforceTrainer.fit`` with the same parts (docs/aligner.md)."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     world: WorldConfig = WorldConfig()

@@ -67,6 +67,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainer.axpo.use_absolute_kl": ((False,), "the KL term is the estimator k3 (docs/algorithm.md)"),
     "trainer.axpo.rollout_batch_seq_length": ((None,), "rows are packed, not padded to one length"),
     "trainer.axpo.batch_iterator.use_flask": ((False,), "rows are balanced over the replicas before every update"),
+    "trainer.axpo.trt_llm.reshard": ((False,), "generation servers have a layout of their own"),
     "trainer.axpo.trt_llm.unload_engine_train": ((False,), "generation servers keep their GPUs"),
     "exp_manager.exp_dir": ((None,), "the run directory is exp_manager.explicit_log_dir"),
     "exp_manager.resume_from_checkpoint": ((None,), "a run resumes from the newest checkpoint of its own directory"),
@@ -100,7 +101,7 @@ WITHOUT_EFFECT: frozenset[str] = frozenset(
     {
         "name", "run.name", "run.results_dir", "run.time_limit", "run.dependency", "run.nodes", "run.ntasks_per_node",
         "trainer.axpo.model_gbs", "trainer.axpo.model_mbs", "trainer.axpo.batch_iterator.port",
-        "trainer.axpo.trt_llm.reshard", "trainer.axpo.trt_llm.max_input_len", "trainer.axpo.trt_llm.seed",
+        "trainer.axpo.trt_llm.max_input_len", "trainer.axpo.trt_llm.seed",
         "trainer.axpo.trt_llm.model_type",
         "exp_manager.name", "exp_manager.wandb_logger_kwargs.name",
         "exp_manager.checkpoint_callback_params.filename",

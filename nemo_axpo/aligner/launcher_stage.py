@@ -1,0 +1,65 @@
+"""The stage ``axpo`` of the NeMo Framework Launcher: ``STR2STAGECLASS["axpo"]``.
+
+The launcher calls an entry script with the stage's own config; ours is the one of NeMo-Aligner's form. Its package is not on
+PyPI: it is imported from the launcher's checkout when the stage is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from nemo_axpo.errors import rule_message
+
+STAGE = "axpo"
+ENTRY = Path(__file__).parent / "train_qwen3_vl_axpo_actor.py"
+
+
+def register_stage(stage_classes: MutableMapping[str, Any]) -> type:
+    """Sets ``stage_classes["axpo"]``; ``stage_classes``: ``STR2STAGECLASS`` of the launcher's ``main.py``.
+
+    ImportError with the cure where the launcher cannot be imported.
+    """
+    stage_classes[STAGE] = stage_class()
+    return stage_classes[STAGE]
+
+
+def stage_class() -> type:
+    """``AXPOStage``, a ``NeMoStage``."""
+    try:
+        from nemo_launcher.core.stages import NeMoStage
+    except ImportError as error:
+        rule = "the stage axpo needs the package nemo_launcher"
+        cure = (
+            "put NeMo-Framework-Launcher/launcher_scripts on PYTHONPATH, or use launcher_scripts/slurm of this project"
+        )
+        raise ImportError(rule_message(rule, got=error, cure=cure)) from None
+
+    class AXPOStage(NeMoStage):
+        """AXPO under NeMo-Aligner; config ``axpo=qwen3_vl/8b`` and its like."""
+
+        def setup_stage_vars(self, cfg: Any) -> None:
+            """Name and section of the stage."""
+            self.stage_name = STAGE
+            self.stage_cfg = cfg.get(STAGE)
+
+        def _get_nemo_code_path(self, model_type: str) -> Path:
+            return ENTRY
+
+        def _make_nemo_path_command(self) -> list[str]:
+            """This package on the path; the launcher's own would look for NeMo's git repository."""
+            root = ENTRY.parents[2]
+            return [f"cd {root}", f"export PYTHONPATH={root}:\\${{PYTHONPATH}}"]
+
+        @property
+        def _set_ln_sm_margin(self) -> str:
+            return (
+                ""  # of interleaved pipelines, which are refused; the launcher asks its own stage "training" for them
+            )
+
+        @property
+        def _skip_ag_overlap(self) -> str:
+            return ""
+
+    return AXPOStage
