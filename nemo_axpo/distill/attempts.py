@@ -35,7 +35,7 @@ class Attempt:
     """1 correct, 0 wrong, one per rollout."""
     uses_tool: tuple[bool, ...]
     trajectories: tuple[Trajectory, ...] = ()
-    """Of the correct ones, where they were asked for."""
+    """Of the correct ones whose tool calls could all be read, where they were asked for."""
 
     @property
     def num_correct(self) -> int:

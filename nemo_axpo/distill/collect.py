@@ -108,7 +108,7 @@ class Collector:
         """Writes a question down. EngineError where a rollout of it stayed lost."""
         if len(rollouts) < self._settings.num_rollouts:
             raise EngineError(f"{len(rollouts)} of {self._settings.num_rollouts} rollouts arrived")
-        right = [rollout for rollout in rollouts if rollout.reward > 0] if self._files else []
+        right = [rollout for rollout in rollouts if is_exemplary(rollout)] if self._files else []
         trajectories = tuple(trajectory_of(rollout, question=question) for rollout in right)
         for trajectory in trajectories:
             self._files.save(trajectory.image_ids, images=self._images)
@@ -140,3 +140,8 @@ class Collector:
         if not any(self._shown[image_id] > 0 for image_id in question.image_ids):
             seen = {image_id for rollout in rollouts for image_id in rollout.image_ids}
             self._images.drop(seen | set(question.image_ids))
+
+
+def is_exemplary(rollout: Rollout) -> bool:
+    """Whether it is worth imitating: right, and every tool call could be read. A tool that fails is part of the lesson."""
+    return rollout.reward > 0 and not any(turn.tool_call and turn.tool_call.error for turn in rollout.turns)

@@ -91,6 +91,19 @@ def test_what_is_on_disk_is_not_done_again(tmp_path):
     assert sorted((tmp_path / FILE).read_bytes().splitlines()) == sorted(before.splitlines())
 
 
+def test_a_right_answer_after_a_call_that_cannot_be_read_is_no_example(tmp_path):
+    broken = "look\n</think>\n\n<tool_call>\n{bad\n</tool_call><|im_end|>"
+
+    def script(request):
+        colour = COLOURS[int(rollout_of(request).partition("/")[0][1:])]
+        return (broken, answer(colour))[turn_of(request)] if rollout_of(request).endswith("/0") else answer(colour)
+
+    collect(tmp_path, script=script)
+    for attempt in attempts(tmp_path):
+        assert attempt.rewards == (1.0, 1.0)
+        assert [trajectory.trajectory_id for trajectory in attempt.trajectories] == [f"{attempt.question_id}/1"]
+
+
 def test_without_files_only_rewards_are_kept(tmp_path):
     collect(tmp_path, with_files=False)
     assert all(attempt.trajectories == () for attempt in attempts(tmp_path))
