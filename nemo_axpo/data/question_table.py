@@ -39,7 +39,10 @@ class QuestionTable:
     """The records of a config's files by position, in the order of the files."""
 
     def __init__(self, files: Sequence[DataFileConfig], *, cache_dir: str | None = None) -> None:
-        """DataError naming file, row and field for the first row that cannot be used, and for ids that occur twice."""
+        """DataError naming file, row and field for the first row that cannot be used, and for ids that occur twice.
+
+        Of an entry with ``keep``, rows that cannot be used are left out, as are all that are not in it.
+        """
         self._tables: list[tuple[Table, DataFileConfig, Reader]] = []
         self.refs: list[RowRef] = []
         for file in files:
@@ -63,16 +66,21 @@ class QuestionTable:
         return (self.record(position) for position in range(len(self)))
 
     def _open(self, file: DataFileConfig, *, cache_dir: str | None) -> list[RowRef]:
-        reader, found = get_reader(file.reader), []
         kept = read_ids(file.keep) if file.keep else None
-        num_rows = 0
+        found, problems, num_rows = [], [], 0
         for table in open_tables(file.path, subset=file.subset, split=file.split, cache_dir=cache_dir):
             number, num_rows = len(self._tables), num_rows + len(table)
-            self._tables.append((table, file, reader))
-            rows = ((i, read_row(table, i, row, file=file, reader=reader)) for i, row in _scan(table))
-            found += [RowRef(record.id, number, i) for i, record in rows if record is not None]
-        chosen = [ref for ref in found if kept is None or ref.id in kept]
-        chosen = draw(chosen, count=file.max_questions)
+            self._tables.append((table, file, get_reader(file.reader)))
+            for index, read in _read_all(table, file=file):
+                if isinstance(read, DataError):
+                    problems.append(read)
+                elif read is not None and (kept is None or read.id in kept):
+                    found.append(RowRef(read.id, number, index))
+                if problems and kept is None:
+                    raise problems[0]
+        if problems:
+            logger.warning("%s: %d rows cannot be used, the first: %s", file.path, len(problems), problems[0])
+        chosen = draw(found, count=file.max_questions)
         logger.info("%s: %d of %d rows are asked", file.path, len(chosen), num_rows)
         if not chosen:
             cure = "check reader, keep and max_questions of this entry of data.files"
@@ -124,6 +132,16 @@ def read_ids(path: str | Path) -> set[str]:
             rule = f"{path} line {number} must be an object with an id"
             raise DataError(rule_message(rule, got=repr(error), cure="write the file again")) from None
     return ids
+
+
+def _read_all(table: Table, *, file: DataFileConfig) -> Iterator[tuple[int, QuestionRecord | DataError | None]]:
+    """Every row's record, or what is wrong with it; None for one that the reader leaves out."""
+    reader = get_reader(file.reader)
+    for index, row in _scan(table):
+        try:
+            yield index, read_row(table, index, row, file=file, reader=reader)
+        except DataError as error:
+            yield index, error
 
 
 def _scan(table: Table) -> Iterator[tuple[int, Row]]:

@@ -84,6 +84,17 @@ def test_kept_ids_and_a_number_of_questions(build, tmp_path):
         build(files=[{"path": path, "keep": str(tmp_path / "broken.jsonl")}])
 
 
+def test_a_bad_row_ends_it_unless_a_list_says_what_is_kept(build, tmp_path, caplog):
+    rows = schema_rows(4)
+    rows[2]["answer"] = None
+    path = write_jsonl(tmp_path / "bad.jsonl", rows)
+    with pytest.raises(DataError, match="bad.jsonl row 3 needs the field 'answer'"):
+        build(files=[{"path": path}])
+    keep = write_jsonl(tmp_path / "usable.jsonl", [{"id": name} for name in ("q0", "q1", "q3")])
+    assert sorted(ids(build(files=[{"path": path, "keep": keep}], held_out=0.0).take(0, 3))) == ["q0", "q1", "q3"]
+    assert "1 rows cannot be used, the first: " in caplog.text and "row 3 needs the field 'answer'" in caplog.text
+
+
 def test_two_sources_are_mixed_and_know_their_verifier(build, tmp_path):
     one = write_jsonl(tmp_path / "one.jsonl", schema_rows(6, source="one"))
     rows = [{k: v for k, v in row.items() if k != "source"} | {"id": f"x{row['id']}"} for row in schema_rows(6)]
@@ -149,7 +160,12 @@ def test_rows_of_the_schema_with_every_field(build, tmp_path):
         (["data=files"], "data.name=files needs data.files; got none"),
         (["data=files", "data.files=[{path: a.jsonl}]", "data.streaming=true"], "data.streaming needs data.eval_files"),
         (
-            ["data=files", "data.files=[{path: a.jsonl, keep: k}]", "data.streaming=true", "data.eval_files=[{path: b}]"],
+            [
+                "data=files",
+                "data.files=[{path: a.jsonl, keep: k}]",
+                "data.streaming=true",
+                "data.eval_files=[{path: b}]",
+            ],
             r"data.files\[\].keep is for questions that are not streamed",
         ),
     ],
