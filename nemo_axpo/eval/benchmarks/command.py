@@ -92,7 +92,7 @@ def collect(config: Config, *, plan: EvaluationPlan, asked: Sequence[BenchmarkQu
     bootstrap = BootstrapSettings(section.confidence, section.num_resamples, section.seed)
     scores, answered = [], []
     for questions in asked:
-        records = read_records(plan.output_dir / questions.benchmark.name)
+        records = read_records(plan.output_dir / questions.benchmark.name, num_rollouts=section.num_rollouts)
         kept = in_order(records, [place.id for place in questions.places])
         found = score(questions.benchmark, kept, num_asked=len(questions), k=section.num_rollouts, settings=bootstrap)
         if found is not None:
@@ -162,7 +162,7 @@ async def _ask_one(
     number, count = plan.shard
     places = questions.places[number - 1 :: count]
     with RecordFile(directory, shard=plan.shard) as file:
-        known = read_records(directory)
+        known = read_records(directory, num_rollouts=section.num_rollouts)
         done = sum(place.id in known and known[place.id].is_complete(section.num_rollouts) for place in places)
         progress.start(name, total=len(places), done=done)
         asker = Asker(

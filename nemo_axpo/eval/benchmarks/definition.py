@@ -114,7 +114,8 @@ def data_path(benchmark: Benchmark) -> str:
     if benchmark.hub is not None and benchmark.has_images_in_rows:
         return benchmark.hub
     if benchmark.hub is None:
-        rule, cure = f"benchmark {benchmark.name} needs a path or a hub id", "add one of them to its YAML file"
+        rule = f"benchmark {benchmark.name} needs a path or a hub id"
+        cure = f"add one of them to its YAML file, or give --benchmark {benchmark.name}=PATH"
         raise ConfigError(rule_message(rule, got="neither", cure=cure))
     rule = f"benchmark {benchmark.name} needs a copy of its data set, whose rows name image files"
     cure = f"hf download {benchmark.hub} --repo-type dataset --local-dir DIR, then --benchmark {benchmark.name}=DIR"

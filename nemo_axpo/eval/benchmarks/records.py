@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,14 +98,17 @@ class RecordFile:
         os.fsync(self._file.fileno())
 
 
-def read_records(directory: Path) -> dict[str, AnsweredQuestion]:
+def read_records(directory: Path, *, num_rollouts: int | None = None) -> dict[str, AnsweredQuestion]:
     """The questions in the files of all processes, by id; of several lines of one question the fullest counts.
 
+    Texts of questions that are complete with ``num_rollouts`` are left out: nobody needs them again, and they are long.
     A half-written last line is left out. RunDirectoryError naming file and line for one that is broken.
     """
     found: dict[str, AnsweredQuestion] = {}
     for path in sorted(directory.glob(_FILES)):
         for question in _read_file(path):
+            if num_rollouts is not None and question.is_complete(num_rollouts):
+                question = replace(question, rollouts=tuple(replace(one, text="") for one in question.rollouts))
             before = found.get(question.question_id)
             if before is None or _extent(question) >= _extent(before):
                 found[question.question_id] = question
@@ -122,10 +125,12 @@ def _extent(question: AnsweredQuestion) -> tuple[int, int]:
     return sum(rollout.reward is not None for rollout in question.rollouts), len(question.rollouts)
 
 
-def _read_file(path: Path) -> Sequence[AnsweredQuestion]:
-    *lines, rest = path.read_bytes().split(b"\n")  # ``rest``: what follows the last line break
-    del rest
-    return [_read_line(line, where=f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+def _read_file(path: Path) -> Iterator[AnsweredQuestion]:
+    """Line by line; what follows the last line break was half-written."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                yield _read_line(line, where=f"{path} line {number}")
 
 
 def _read_line(line: bytes, *, where: str) -> AnsweredQuestion:

@@ -24,7 +24,8 @@ def told_settings(config: Config) -> dict[str, Any]:
     """What a reader of a result must know: sampling, limits, tools, engine."""
     section = config.benchmarks.model_dump(include=set(_SAMPLING), mode="json")
     judge = {"judge": config.rewards.judge.model} if config.rewards.judge.model else {}
-    return {**section, "tools": list(config.tools.names), "engine": config.engine.name, **judge}
+    tools = {"tools": list(config.tools.names), "instructions": config.tools.instructions}
+    return {**section, **tools, "engine": config.engine.name, **judge}
 
 
 def asking_settings(config: Config, *, benchmark: Benchmark) -> dict[str, Any]:
