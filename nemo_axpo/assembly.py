@@ -42,6 +42,7 @@ from nemo_axpo.rollouts.producer import Producer
 from nemo_axpo.tools.agent_prompt import read_instructions
 from nemo_axpo.tools.build import build_tool
 from nemo_axpo.tools.executor import ToolExecutor
+from nemo_axpo.tools.limits import call_limits
 from nemo_axpo.tools.registry import ToolRegistry
 from nemo_axpo.weight_sync.shares import server_share
 from nemo_axpo.weight_sync.sync import WeightSync
@@ -87,7 +88,8 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     check_weights(checkpoint, hf_config=hf_config)
     images = ImageStore(image_processor)
     registry = ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
-    tools = ToolExecutor(registry, timeout_s=config.tools.timeout_s, max_error_chars=config.tools.max_error_chars)
+    limits = call_limits(config.tools, registry.names)
+    tools = ToolExecutor(registry, limits=limits, max_error_chars=config.tools.max_error_chars)
     instructions = read_instructions(config.tools.instructions, tool_names=registry.names)
     renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas, instructions=instructions)
     verifiers = build_verifiers(config.rewards)

@@ -330,6 +330,15 @@ class SearchConfig(Section):
     """Answers on disk, shared by runs, by request: a rerun is free and finds the same; null: none."""
 
 
+class ToolLimitsConfig(Section):
+    """Bounds of one tool's calls."""
+
+    max_concurrent: Count | None = None
+    """Calls of this process at the same time; further ones wait, which their timeout does not count. null: no limit."""
+    timeout_s: Positive | None = None
+    """Of one call; null: tools.timeout_s."""
+
+
 class ToolsConfig(Section):
     """What the model may call."""
 
@@ -343,6 +352,8 @@ class ToolsConfig(Section):
     """Keyword arguments of one's own tools, by their entry in ``names``."""
     servers: dict[str, tuple[str, ...]] = {}
     """Tools that run on tool servers (``nemo-axpo tool-server``): addresses by tool name."""
+    limits: dict[str, ToolLimitsConfig] = {}
+    """By entry in ``names``."""
     python: PythonToolConfig = PythonToolConfig()
     search: SearchConfig = SearchConfig()
     min_crop_side: Count | None = None

@@ -20,6 +20,7 @@ from nemo_axpo.config.schema import ToolsConfig
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.errors import rule_message
 from nemo_axpo.tools.base import Tool
+from nemo_axpo.tools.limits import call_limit
 
 
 def build_tool(name: str, *, config: ToolsConfig, images: ImageStore) -> Tool:
@@ -39,20 +40,32 @@ def build_tool(name: str, *, config: ToolsConfig, images: ImageStore) -> Tool:
 
 
 def check_options(config: ToolsConfig) -> list[str]:
-    """Problems of ``tools.options`` and ``tools.servers``: entries that no tool reads."""
+    """Problems of ``tools.options``, ``tools.servers`` and ``tools.limits``: entries that no tool reads, and a deadline no call keeps."""
     cure = f"use one of {', '.join(config.names)}"
     unread = [name for name in config.options if name not in config.names or name in _BUILT_IN]
     unasked = [name for name, urls in config.servers.items() if name not in config.names or not urls]
+    unlimited = [name for name in config.limits if name not in config.names]
     return [
+        *(rule_message("tools.limits names entries of tools.names", got=repr(n), cure=cure) for n in unlimited),
+        *_python_deadlines(config),
         *(rule_message("tools.options is read by one's own tools in tools.names", got=repr(n), cure=cure) for n in unread),
         *(rule_message("tools.servers names servers of tools in tools.names", got=repr(n), cure=cure) for n in unasked),
     ]
 
 
+def _python_deadlines(config: ToolsConfig) -> list[str]:
+    limit = call_limit(config, "python").timeout_s
+    if "python" not in config.names or config.python.timeout_s <= limit:
+        return []
+    rule = "tools.python.timeout_s must not be above the limit of a call, or no program gets the time its schema tells of"
+    cure = "raise tools.limits.python.timeout_s or tools.timeout_s"
+    return [rule_message(rule, got=f"{config.python.timeout_s:g} > {limit:g}", cure=cure)]
+
+
 def _remote(name: str, config: ToolsConfig, images: ImageStore) -> Tool:
     from nemo_axpo.tools.server.client import RemoteTool
 
-    return RemoteTool(name, urls=config.servers[name], image_store=images, timeout_s=config.timeout_s)
+    return RemoteTool(name, urls=config.servers[name], image_store=images, timeout_s=call_limit(config, name).timeout_s)
 
 
 def _zoom(config: ToolsConfig, images: ImageStore) -> Tool:

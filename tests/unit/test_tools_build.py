@@ -7,10 +7,12 @@ import asyncio
 import pytest
 
 from nemo_axpo.config.load import load_config
+from nemo_axpo.config.schema import ToolsConfig
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.models.qwen3_vl.tiny import tiny_image_processor
 from nemo_axpo.sandbox.policy import MIB
 from nemo_axpo.tools.build import build_tool, check_options
+from nemo_axpo.tools.limits import CallLimit, call_limits
 
 OWN = '''
 from nemo_axpo.types import ToolResult
@@ -49,7 +51,7 @@ def own(tmp_path):
 
 
 def tools_config(**section):
-    return load_config([]).tools.model_copy(update=section)
+    return ToolsConfig(**section)
 
 
 def test_a_tool_of_ones_own_is_one_file(own, images):
@@ -91,6 +93,24 @@ def test_options_that_no_tool_reads():
         "'python': use one of image_zoom_in",
         "'x.py:y': use one of image_zoom_in",
     ]
+
+
+def test_limits_by_entry_become_limits_by_tool():
+    config = tools_config(
+        names=("image_zoom_in", "x.py:y"), limits={"x.py:y": {"max_concurrent": 3}, "image_zoom_in": {"timeout_s": 7}}
+    )
+    assert check_options(config) == []
+    assert call_limits(config, ["image_zoom_in", "own"]) == {
+        "image_zoom_in": CallLimit(7.0, None),
+        "own": CallLimit(config.timeout_s, 3),
+    }
+
+
+def test_limits_that_no_call_meets():
+    (unread,) = check_options(tools_config(limits={"python": {"max_concurrent": 3}}))
+    assert unread == "tools.limits names entries of tools.names; got 'python': use one of image_zoom_in"
+    (deadline,) = check_options(tools_config(names=("python",), limits={"python": {"timeout_s": 5}}))
+    assert "got 12 > 5: raise tools.limits.python.timeout_s" in deadline
 
 
 def test_the_python_tool_has_the_bounds_of_the_config(images):

@@ -8,6 +8,7 @@ import pytest
 
 from nemo_axpo.tools.base import Tool, ToolUnavailableError
 from nemo_axpo.tools.executor import ToolExecutor
+from nemo_axpo.tools.limits import CallLimit
 from nemo_axpo.tools.registry import ToolRegistry
 from nemo_axpo.types import ToolCall, ToolResult
 
@@ -110,6 +111,48 @@ def test_error_texts_are_cut_and_results_are_not():
     bad = ToolCall(3, 9, error="y" * 50, error_kind="bad_json")
     results, _ = run(ToolExecutor(ToolRegistry([Counter(reply)]), max_error_chars=10), CALL, bad)
     assert [len(result.text) for result in results] == [50, 10]
+
+
+def at_once(limits, *, rollouts=6):
+    """Most calls of counter that ran together, and the results."""
+    running = most = 0
+
+    async def work():
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return ToolResult("done")
+
+    executor = ToolExecutor(ToolRegistry([Counter(work)]), limits=limits)
+
+    async def all_rollouts():
+        states = [executor.open(()) for _ in range(rollouts)]
+        return await asyncio.gather(*(state.run(CALL) for state in states))
+
+    results = [asyncio.run(all_rollouts()) for _ in range(2)][-1]  # two steps of a run have two event loops
+    return most, results
+
+
+def test_so_many_calls_of_a_tool_run_together_as_its_limit_says():
+    assert at_once({})[0] == 6
+    assert at_once({"counter": CallLimit(5.0, max_concurrent=2)})[0] == 2
+    assert at_once({"another": CallLimit(5.0, max_concurrent=1)})[0] == 6
+
+
+def test_waiting_for_a_slot_takes_nothing_from_a_calls_time():
+    most, results = at_once({"counter": CallLimit(0.1, max_concurrent=1)}, rollouts=10)  # the last one waits 0.18 s
+    assert most == 1 and [result.error for result in results] == [""] * 10
+    assert results[-1].latency_s > 0.15
+
+
+def test_a_tools_own_time_limit():
+    async def slow():
+        await asyncio.sleep(60)
+
+    executor = ToolExecutor(ToolRegistry([Counter(slow)]), timeout_s=50, limits={"counter": CallLimit(0.02)})
+    assert run(executor, CALL)[0][0].text == "counter ran longer than 0.02 s"
 
 
 def test_limits_must_be_positive():

@@ -10,6 +10,7 @@ from nemo_axpo.errors import rule_message
 from nemo_axpo.remote.answer_cache import AnswerCache
 from nemo_axpo.remote.json_client import JsonClient, RetrySettings
 from nemo_axpo.remote.pace import Pace
+from nemo_axpo.tools.limits import call_limit
 from nemo_axpo.tools.search.base import SearchBackend
 from nemo_axpo.tools.search.corpus import CorpusSearch
 from nemo_axpo.tools.search.tavily import KEY_VARIABLE, TavilySearch
@@ -29,9 +30,10 @@ def search_problems(config: ToolsConfig) -> Iterator[str]:
     if section.backend == "corpus" and section.corpus is None:
         cure = 'set tools.search.corpus to a JSONL file with {"title", "url", "content"} a line'
         yield rule_message("tools.search.backend=corpus needs a corpus", got="null", cure=cure)
-    if section.backend == "tavily" and section.max_time_s >= config.timeout_s:
+    limit = call_limit(config, NAME).timeout_s
+    if section.backend == "tavily" and section.max_time_s >= limit:
         rule = "tools.search.max_time_s must be below tools.timeout_s, or a busy service looks like a slow tool to the model"
-        yield rule_message(rule, got=f"{section.max_time_s:g} >= {config.timeout_s:g}", cure="raise tools.timeout_s")
+        yield rule_message(rule, got=f"{section.max_time_s:g} >= {limit:g}", cure="raise tools.timeout_s")
 
 
 def search_key_problems(config: ToolsConfig) -> Iterator[str]:

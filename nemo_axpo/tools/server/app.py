@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.tools.base import ToolSession, ToolUnavailableError
+from nemo_axpo.tools.limits import CallLimit, CallSlots
 from nemo_axpo.tools.registry import ToolRegistry
 from nemo_axpo.tools.server.wire import pack_result, unpack_image
 from nemo_axpo.types import ImageId
@@ -56,10 +57,19 @@ class ServerLimits:
 class ToolServer:
     """The tools of a registry, for clients that know the token."""
 
-    def __init__(self, registry: ToolRegistry, *, images: ImageStore, token: str, limits: ServerLimits) -> None:
-        """``token``: what clients send as ``Authorization: Bearer``."""
+    def __init__(
+        self,
+        registry: ToolRegistry,
+        *,
+        images: ImageStore,
+        token: str,
+        limits: ServerLimits,
+        of_tools: Mapping[str, CallLimit] | None = None,
+    ) -> None:
+        """``token``: what clients send as ``Authorization: Bearer``. ``of_tools``: limits of each tool's calls, of all clients."""
         self._registry, self._images, self._token, self._limits = registry, images, token, limits
         self._sessions: dict[str, OpenSession] = {}
+        self._of_tools = CallSlots(of_tools or {})
         self._slots = asyncio.Semaphore(limits.max_concurrent_calls)
 
     def app(self) -> Starlette:
@@ -129,7 +139,7 @@ class ToolServer:
         except ValueError as error:
             return _failure(422, f"an image cannot be read: {error}")
         try:
-            async with self._slots:
+            async with self._of_tools.slot(opened.tool), self._slots:
                 result = await opened.session.call(body["arguments"])
         except ToolUnavailableError as error:
             return _failure(503, str(error))

@@ -11,6 +11,7 @@ from nemo_axpo.config.schema import Config
 from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.errors import rule_message
 from nemo_axpo.tools.build import build_tool
+from nemo_axpo.tools.limits import call_limits
 from nemo_axpo.tools.registry import ToolRegistry
 from nemo_axpo.tools.server.app import ServerLimits, ToolServer
 from nemo_axpo.tools.server.wire import TOKEN_VARIABLE
@@ -31,7 +32,8 @@ def serve(config: Config, *, host: str, port: int, max_concurrent_calls: int) ->
         tools = tools.model_copy(update={"min_crop_side": _QWEN3_VL_TOKEN_SIDE})
     registry = ToolRegistry(build_tool(name, config=tools, images=images) for name in tools.names)
     limits = ServerLimits(max_concurrent_calls=max_concurrent_calls)
-    server = ToolServer(registry, images=images, token=token, limits=limits)
+    of_tools = call_limits(tools, registry.names)
+    server = ToolServer(registry, images=images, token=token, limits=limits, of_tools=of_tools)
     listening = socket.create_server((host, port))
     print(f"serving {', '.join(registry.names)} on http://{host}:{listening.getsockname()[1]}", flush=True)
     settings = uvicorn.Config(server.app(), log_level="warning", access_log=False, lifespan="on")
