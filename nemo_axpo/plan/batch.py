@@ -62,7 +62,7 @@ def step_arithmetic(config: Config, *, data_parallel: int, image_share: float) -
 
 def warm_start_arithmetic(config: Config, *, data_parallel: int, image_share: float) -> StepArithmetic:
     """One optimizer step of ``nemo-axpo sft``: trajectories instead of rollouts, and nothing is resampled."""
-    rows, row_tokens = config.sft.batch_size, config.rollout.max_row_tokens
+    rows, row_tokens = config.sft.batch_size, config.sft.max_row_tokens
     per_microbatch = max(1, config.actor.micro_batch_tokens // row_tokens)
     per_replica = _ceil(rows, data_parallel)
     num_tokens = min(config.actor.micro_batch_tokens, per_replica * row_tokens)

@@ -1,12 +1,15 @@
 """What a recipe sets, key by key, as the golden files hold it; run it to write them anew and review the difference:
 
-    python tests/unit/golden_recipes.py
+python tests/unit/golden_recipes.py
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
+from nemo_axpo.cli import main
 from nemo_axpo.config.load import RECIPES, config_directory, load_config
 from nemo_axpo.config.schema import Config
 from nemo_axpo.run_directory import changed_keys
@@ -27,6 +30,22 @@ def golden_path(name: str) -> Path:
     return GOLDEN / f"{name.removeprefix(RECIPES + '/')}.txt"
 
 
+def sbatch_text_of(name: str) -> str:
+    """The job script of a recipe on a cluster with little said about it."""
+    command = "sft" if name.startswith(f"{RECIPES}/sft") else "train"
+    words = ["--dry-run", "--set", "mounts=[/lustre]", "--set", "account=account", "--set", "partition=batch", "--"]
+    words += [command, "--config-name", name, "model.path=/lustre/models/policy"]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["submit", *words, "--output-dir", f"/lustre/runs/{name.rpartition('/')[2]}"]) == 0
+    return printed.getvalue()
+
+
+def golden_sbatch_path(name: str) -> Path:
+    return golden_path(name).with_suffix(".sbatch")
+
+
 if __name__ == "__main__":
     for recipe in recipe_names():
         golden_path(recipe).write_text(golden_text(recipe), encoding="utf-8")
+        golden_sbatch_path(recipe).write_text(sbatch_text_of(recipe), encoding="utf-8")

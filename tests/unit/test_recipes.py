@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from golden_recipes import GOLDEN, golden_path, golden_text, recipe_names
+from golden_recipes import GOLDEN, golden_path, golden_sbatch_path, golden_text, recipe_names, sbatch_text_of
 
 from nemo_axpo.config.load import load_config
 from nemo_axpo.plan import published
@@ -32,12 +32,17 @@ def test_every_stage_has_every_size():
     stages = {name.removeprefix("recipes/").rpartition("_")[0] for name in NAMES}
     assert {"sft", "grpo", "axpo"} <= stages
     assert set(NAMES) == {f"recipes/{stage}_{size}" for stage in stages for size in published.SIZES}
-    assert sorted(GOLDEN.iterdir()) == [golden_path(name) for name in NAMES]
+    assert set(GOLDEN.iterdir()) == {path(name) for name in NAMES for path in (golden_path, golden_sbatch_path)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_composed_recipe_is_the_golden_one(name):
     assert golden_text(name) == golden_path(name).read_text("utf-8"), "python tests/unit/golden_recipes.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_job_script_is_the_golden_one(name):
+    assert sbatch_text_of(name) == golden_sbatch_path(name).read_text("utf-8"), "python tests/unit/golden_recipes.py"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_delayed", "fp8_blockwise"])

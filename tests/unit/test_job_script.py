@@ -1,0 +1,187 @@
+"""Job scripts: what is refused before it waits in a queue, and what the script does, run by bash with Slurm's commands played."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nemo_axpo.cli import main
+
+RECIPE = ("--config-name", "recipes/axpo_8b", "model.path=/lustre/sft")
+ONE_RANK = ("train", "job.num_nodes=1", "job.gpus_per_node=1", "model.path=/m")
+
+SRUN = """#!{python}
+# Plays srun: the command itself, as the only rank; signals are passed on, as srun does.
+import os, signal, subprocess, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    words.pop(0)
+with open(os.environ["CALLS"], "a") as calls:
+    print("srun", *sys.argv[1:], file=calls)
+rank = {{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}}
+child = subprocess.Popen(words, env={{**os.environ, **rank}})
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: child.send_signal(number))
+sys.exit(child.wait())
+"""
+SCONTROL = """#!/bin/bash
+if [[ $1 == show ]]; then echo localhost; else echo "scontrol $*" >>"$CALLS"; fi
+"""
+TRAINER = """#!{python}
+# Plays nemo-axpo: preflight passes; the trainer says that it runs, and stops when it is told to.
+import os, pathlib, signal, sys
+with open(os.environ["CALLS"], "a") as calls:
+    print("nemo-axpo", *sys.argv[1:], "RANK", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], file=calls)
+if sys.argv[1] == "preflight":
+    sys.exit(0)
+run = pathlib.Path(os.environ["RUN"])
+def stop(number, frame):
+    (run / "stopped.json").write_text("{{}}")
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, stop)
+(run / "pid").write_text(str(os.getpid()))
+(run / "pid").rename(run / "running")
+if os.environ["TRAINER"] == "fails":
+    sys.exit(3)
+if os.environ["TRAINER"] == "waits":
+    while True:
+        signal.pause()
+"""
+
+
+def message_of(capsys, *words):
+    assert main(["submit", "--dry-run", *words]) == 2
+    return capsys.readouterr().err
+
+
+def dry_run(capsys, *words):
+    assert main(["submit", "--dry-run", *words]) == 0
+    return capsys.readouterr().out
+
+
+class Cluster:
+    """Slurm's commands and the trainer, played in a directory of their own."""
+
+    def __init__(self, path: Path, text: str, *, trainer: str) -> None:
+        self.run, self.calls = path / "run", path / "calls"
+        self.run.mkdir()
+        for name, program in {"srun": SRUN, "scontrol": SCONTROL, "nemo-axpo": TRAINER}.items():
+            (path / name).write_text(program.format(python=sys.executable) if "{python}" in program else program)
+            (path / name).chmod(stat.S_IRWXU)
+        (path / "job.sbatch").write_text(text.replace("/runs/x", str(self.run)))
+        variables = {"PATH": f"{path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+        environment = {**os.environ, **variables, "CALLS": str(self.calls), "RUN": str(self.run), "TRAINER": trainer}
+        self.job = subprocess.Popen(["bash", path / "job.sbatch"], env=environment, stderr=subprocess.PIPE, text=True)
+
+    def wait_until_running(self) -> None:
+        end = time.monotonic() + 20
+        while not (self.run / "running").exists():
+            assert time.monotonic() < end and self.job.poll() is None, self.job.communicate()[1]
+            time.sleep(0.02)
+
+    def finish(self) -> tuple[int, str]:
+        status = self.job.wait(timeout=20)
+        return status, self.calls.read_text()
+
+
+@pytest.fixture
+def script(capsys):
+    return dry_run(capsys, "--set", "image=null", "--set", "workdir=/", "--set", "srun_args=[]", "--", *ONE_RANK,
+                   "--output-dir", "/runs/x")  # fmt: skip
+
+
+def test_a_signal_before_the_time_limit_ends_in_the_queue_again(script, tmp_path):
+    cluster = Cluster(tmp_path, script, trainer="waits")
+    cluster.wait_until_running()
+    cluster.job.send_signal(signal.SIGUSR1)
+    status, calls = cluster.finish()
+    assert status == 0 and "scontrol requeue 7" in calls
+    assert "nemo-axpo train" in calls and "--resume RANK 0 of 1" in calls
+    assert calls.index("nemo-axpo preflight") < calls.index("nemo-axpo train")
+
+
+def test_a_finished_run_is_not_queued_again(script, tmp_path):
+    status, calls = Cluster(tmp_path, script, trainer="ends").finish()
+    assert status == 0 and "scontrol requeue" not in calls
+
+
+def test_a_failed_run_fails_the_job(script, tmp_path):
+    status, calls = Cluster(tmp_path, script, trainer="fails").finish()
+    assert status == 3 and "scontrol requeue" not in calls
+
+
+def test_the_end_of_the_job_is_the_end_of_its_children(script, tmp_path):
+    cluster = Cluster(tmp_path, script, trainer="waits")
+    cluster.wait_until_running()
+    cluster.job.send_signal(signal.SIGTERM)
+    trainer = int((cluster.run / "running").read_text())
+    assert cluster.finish()[0] != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(trainer, 0)
+
+
+def test_servers_share_the_nodes_of_small_trainers_and_have_their_own_beside_large_ones(capsys):
+    shared = dry_run(capsys, "--", "train", "--config-name", "recipes/axpo_2b", "model.path=/lustre/sft")
+    assert "#SBATCH --nodes=1\n" in shared and 'servers=("${nodes[@]:0:1}")' in shared and "--first-gpu 4" in shared
+    apart = dry_run(capsys, "--", "train", "--config-name", "recipes/axpo_32b", "model.path=/lustre/sft")
+    assert "#SBATCH --nodes=6\n" in apart and 'servers=("${nodes[@]:4:2}")' in apart and "--gpus-each 2" in apart
+    assert "#SBATCH --output=/opt/nemo_axpo/outputs/axpo_32b.%j.log" in apart
+
+
+def test_tool_servers_get_a_token_and_the_trainer_their_addresses(capsys):
+    text = dry_run(capsys, "--", "train", *RECIPE, "job.tool_servers.num_nodes=1")
+    assert "export NEMO_AXPO_TOOL_TOKEN" in text and '"tools.servers={python:[$(join "${tool_urls[@]}")]}"' in text
+
+
+def test_a_stage_of_nemo_resumes_itself(capsys):
+    from nemo_axpo.config.load import config_directory
+
+    stage = str(config_directory() / "axpo" / "qwen3_vl" / "8b.yaml")
+    text = dry_run(capsys, "--", "train", "--nemo-config", stage, "pretrained_checkpoint.restore_from_path=/m")
+    assert f"command=(train --nemo-config {stage}" in text and "--resume" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--", "plan"], "what is queued is one of: train, sft, eval; got plan"),
+        (["--"], "got nothing"),
+        (["--", "train", "--config-name", "recipes/axpo_8b"], "a queued job names its model"),
+        (["--", "train", "model.path=/m"], "a queued job says its nodes"),
+        (["--", "train", *RECIPE, "job.servers.per_node=0"], "engine.name=vllm_server needs generation servers"),
+        (["--", "train", *RECIPE, "engine=hf"], "a job starts servers of vLLM"),
+        (["--", "train", *RECIPE, "job.gpus_per_node=4", "job.servers.num_nodes=0"], "a node has 8 GPUs"),
+        (["--", "train", *RECIPE, "actor.tensor_parallel=3"], "must be a multiple of"),
+        (["--", "train", *RECIPE, "job.tool_servers.num_nodes=2"], "tool servers run on the nodes"),
+        (["--set", "patition=x", "--", "train", *RECIPE], "did you mean partition?"),
+        (["--set", "time_limit=4h", "--", "train", *RECIPE], "cluster time_limit"),
+        (["--set", "mounts=[/a:/b]", "--", "train", *RECIPE], "the same absolute path on both sides"),
+        (["--cluster", "slurmm", "--", "train", *RECIPE], "or one of conf/cluster; got slurmm"),
+    ],
+)
+def test_refused_before_it_waits(capsys, words, expected):
+    assert expected in message_of(capsys, *words)
+
+
+def test_without_sbatch_the_script_is_written_and_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["submit", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "run")]) == 2
+    assert "jobs are queued by sbatch" in capsys.readouterr().err
+    assert (tmp_path / "run.sbatch").read_text().startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
+
+
+def test_the_jobs_number_is_printed_for_the_next_dependency(capsys, tmp_path, monkeypatch):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho '123;cluster'\n")
+    (tmp_path / "sbatch").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    words = ["--dependency", "afterok:99", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "run")]
+    assert main(["submit", *words]) == 0
+    assert capsys.readouterr().out == "123\n"
+    assert "#SBATCH --dependency=afterok:99" in (tmp_path / "run.sbatch").read_text()
