@@ -120,7 +120,7 @@ COMPUTED: frozenset[str] = frozenset(
         "trainer.axpo.algorithm", "trainer.axpo.trt_llm.enable", "exp_manager.resume_if_exists", "exp_manager.max_time_per_run",
         "model.precision", "model.megatron_amp_O2", "model.micro_batch_size", "model.global_batch_size",
         "model.activations_checkpoint_granularity", "model.optim.name", "model.optim.sched.name",
-        "model.optim.sched.min_lr", "model.peft.peft_scheme",
+        "model.optim.sched.min_lr", "model.peft.peft_scheme", "model.data.recipe",
     }
 )  # fmt: skip
 """Keys whose meaning depends on others (``nemo_keys``)."""

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_axpo.config.load import validate_config
+from nemo_axpo.config.load import config_directory, validate_config
 from nemo_axpo.config.messages import did_you_mean
 from nemo_axpo.config.nemo_precision import fp8_from_nemo
 from nemo_axpo.config.schema import Config
@@ -70,7 +70,7 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
     problems = [*_unknown(keys), *_refused(keys)]
     if problems:
         raise ConfigError("\n".join(problems))
-    values: dict[str, Any] = {}
+    values = _data_recipe(keys.get("model.data.recipe"))
     for key, value in keys.items():
         for target in RENAMED.get(key, ()):
             _put(values, target, value)
@@ -81,6 +81,20 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
     if fp8:
         values.setdefault("actor", {}).update(fp8_from_nemo(fp8))
     return NemoRun(validate_config(values), resume=bool(keys.get("exp_manager.resume_if_exists", False)))
+
+
+def _data_recipe(name: str | None) -> dict[str, Any]:
+    """The sections of ``conf/data/NAME.yaml``: questions and how their answers are judged."""
+    if name is None:
+        return {}
+    directory = config_directory() / "data"
+    path = directory / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in directory.glob("*.yaml")))
+        raise ConfigError(rule_message("model.data.recipe is a file of conf/data", got=name, cure=f"there: {known}"))
+    sections = OmegaConf.to_container(OmegaConf.load(path))
+    is_global = path.read_text(encoding="utf-8").startswith("# @package _global_")
+    return sections if is_global else {"data": sections}
 
 
 def _computed(keys: Mapping[str, Any]) -> dict[str, Any]:
