@@ -65,6 +65,11 @@ def load_config(
     return validate_config(_resolved(composed))
 
 
+def config_from_values(values: Mapping[str, Any]) -> Config:
+    """Nested plain values laid over the schema's defaults, as a recipe's are; ConfigError as for a recipe."""
+    return validate_config(_resolved(OmegaConf.create(dict(values))))
+
+
 def validate_config(values: Mapping[str, Any]) -> Config:
     """The schema's judgement on plain values; ConfigError names every offending key."""
     try:

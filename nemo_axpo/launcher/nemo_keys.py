@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_axpo.config.load import config_directory, validate_config
+from nemo_axpo.config.load import config_directory, config_from_values
 from nemo_axpo.config.messages import did_you_mean
 from nemo_axpo.config.nemo_precision import fp8_from_nemo
 from nemo_axpo.config.schema import Config
@@ -80,7 +80,7 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
         values[section] = {**values.get(section, {}), **entries}
     if fp8:
         values.setdefault("actor", {}).update(fp8_from_nemo(fp8))
-    return NemoRun(validate_config(values), resume=bool(keys.get("exp_manager.resume_if_exists", False)))
+    return NemoRun(config_from_values(values), resume=bool(keys.get("exp_manager.resume_if_exists", False)))
 
 
 def _data_recipe(name: str | None) -> dict[str, Any]:
