@@ -1,11 +1,11 @@
-"""Calls of the python tool: milliseconds and calls a second, against ``python -c`` for each call and a peer's executor.
+"""Calls of the python tool: milliseconds and calls a second, against ``python -c`` for each call and peers' executors.
 
-    python benchmarks/tool_calls.py --output benchmarks/results/tool_calls.json     (the peer: pip install smolagents)
+    python benchmarks/tool_calls.py --output benchmarks/results/tool_calls.json --peer-path DIRECTORY ...
 
     live      a call in an interpreter that is already there
     fresh     a new interpreter with every layer of the sandbox, one call, its end
     python -c a new process for each call, with the imports the snippet needs and no sandbox
-    smolagents ``LocalPythonExecutor`` in this process, all imports allowed, no sandbox; a new one for each call
+    peers     see tool_call_peers.py; ``--peer-path`` is where they are installed or checked out
 
 ``--soak N`` makes N mixed calls (right ones, errors, deadlines, deaths, figures) over many rollouts and counts what is left behind.
 """
@@ -26,6 +26,9 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from tool_call_peers import CONCURRENCY as PEER_CONCURRENCY
+from tool_call_peers import PROGRAMS, peer_calls
+
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.models.qwen3_vl.tiny import tiny_image_processor
 from nemo_axpo.rollouts.tool_metrics import percentile
@@ -39,19 +42,6 @@ SNIPPETS = {
 _SAVED = SNIPPETS["matplotlib"].replace("plt.show()", "import io; plt.savefig(io.BytesIO(), format='png')")
 OUTSIDE = SNIPPETS | {"matplotlib": "import matplotlib\nmatplotlib.use('Agg')\n" + _SAVED}
 CONCURRENCY = (1, 4, 16, 32)
-_SMOLAGENTS = """
-import json, sys, time
-from smolagents.local_python_executor import LocalPythonExecutor
-code, count = sys.argv[1], int(sys.argv[2])
-times = []
-for _ in range(count):
-    started = time.perf_counter()
-    executor = LocalPythonExecutor(additional_authorized_imports=["*"])
-    executor.send_tools({})
-    executor(code)
-    times.append(time.perf_counter() - started)
-print(json.dumps(times))
-"""
 
 
 async def live_calls(tool: PythonTool, code: str, *, count: int, concurrency: int) -> list[float]:
@@ -105,12 +95,6 @@ async def process_calls(code: str, *, count: int, concurrency: int) -> list[floa
     return times
 
 
-def smolagents_calls(code: str, *, count: int) -> list[float]:
-    """In a process of its own: the executor shares it with its caller."""
-    command = [sys.executable, "-c", _SMOLAGENTS, code, str(count)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
 async def _timed(work: Awaitable[Any]) -> float:
     started = time.perf_counter()
     await work
@@ -134,18 +118,20 @@ def measured(calls: Coroutine[Any, Any, list[float]]) -> dict[str, float]:
     return summary(times, wall_s=time.perf_counter() - started)
 
 
-def measure(tool: PythonTool, name: str, *, with_smolagents: bool) -> dict[str, Any]:
+def measure(tool: PythonTool, name: str, *, peer_paths: Sequence[Path]) -> dict[str, Any]:
     """Every way and concurrency of one snippet."""
     code, outside, slow = SNIPPETS[name], OUTSIDE[name], name == "matplotlib"
-    live, fresh, processes = (128, 64, 8) if slow else (1024, 128, 16)
+    live, fresh, processes = (128, 64, 8) if slow else (1024, 256, 16)
     results: dict[str, Any] = {
         "live": {n: measured(live_calls(tool, code, count=live, concurrency=n)) for n in CONCURRENCY},
         "fresh": {n: measured(fresh_calls(tool, code, count=fresh, concurrency=n)) for n in CONCURRENCY},
-        "python -c": {n: measured(process_calls(outside, count=processes, concurrency=n)) for n in CONCURRENCY[:2]},
+        "python -c": {n: measured(process_calls(outside, count=processes, concurrency=n)) for n in (1, 4)},
     }
-    if with_smolagents:
-        times = smolagents_calls(outside, count=2 * processes)
-        results["smolagents"] = {1: summary(times, wall_s=sum(times))}
+    for peer in PROGRAMS if peer_paths else ():
+        results[peer] = {}
+        for n in PEER_CONCURRENCY.get(peer, (1, 4)):
+            times, wall_s = peer_calls(peer, outside, concurrency=n, paths=peer_paths)
+            results[peer][n] = summary(times, wall_s=wall_s)
     print(name, json.dumps(results), flush=True)
     return results
 
@@ -212,13 +198,12 @@ def main() -> None:
     """Measures, soaks where asked to, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the result here")
-    parser.add_argument("--without-smolagents", action="store_true", help="leave out the peer that has to be installed")
+    parser.add_argument("--peer-path", type=Path, nargs="*", default=[], help="directories that peers are imported from")
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="mixed calls after the measurement")
     options = parser.parse_args()
     tool = PythonTool(ImageStore(tiny_image_processor()), settings=PythonSettings())
     tool._server.start()
-    with_smolagents = not options.without_smolagents
-    snippets = {name: measure(tool, name, with_smolagents=with_smolagents) for name in SNIPPETS}
+    snippets = {name: measure(tool, name, peer_paths=options.peer_path) for name in SNIPPETS}
     results: dict[str, Any] = {"snippets": snippets}
     if options.soak:
         results["soak"] = asyncio.run(soak(tool, count=options.soak, concurrency=8))
@@ -227,8 +212,9 @@ def main() -> None:
     if options.output:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         report = {
-            "command": f"python benchmarks/tool_calls.py --soak {options.soak}",
+            "command": f"python benchmarks/tool_calls.py --soak {options.soak} --peer-path ...",
             "commit": commit,
+            "cores": os.cpu_count(),
             "kernel": platform.release(),
             "layers": sorted(tool.layers),
             **results,
