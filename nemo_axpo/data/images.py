@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from nemo_axpo.types import ImageId
 
@@ -24,6 +24,11 @@ _PROCESSOR_SETTINGS = (
     "patch_size", "merge_size", "temporal_patch_size", "size", "min_pixels", "max_pixels", "image_mean", "image_std",
     "resample", "rescale_factor", "do_resize", "do_rescale", "do_normalize", "do_convert_rgb",
 )  # fmt: skip
+MAX_PIXELS = 2**27
+"""More are refused before they are decoded: 134 million, four times an 8K picture. Pillow's own bound is a global that other
+libraries take off."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""JPEG reads what phones write (MPO) too. Others are rare in data, and among them are formats that start a program to be decoded (EPS)."""
 MAX_ASPECT_RATIO = 200
 """Qwen2-VL's ``smart_resize`` refuses images more elongated than this."""
 
@@ -140,15 +145,18 @@ def _upright(image: Image.Image) -> Image.Image:
 def decode_image(source: bytes | str | Path) -> Image.Image:
     """Decodes image bytes or a file completely (not lazily), so that a broken image fails where it is read.
 
-    Raises ValueError naming the source, what is wrong with it and the cure.
+    Of an animation or a file of several pictures: the first. Raises ValueError naming the source, what is wrong with it and
+    the cure.
     """
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
             return image.copy()  # which decodes it
     except FileNotFoundError:
         raise ValueError(f"image {name} does not exist: correct its path in the data file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what a broken file makes a decoder raise, no list of it is complete
         raise ValueError(
             f"image {name} cannot be decoded ({error}): replace it with a whole PNG, JPEG or WebP file"
         ) from error

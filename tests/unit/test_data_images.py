@@ -158,10 +158,10 @@ def test_whole_images_decode(kind, tmp_path):
     assert decode_image(data).size == decode_image(tmp_path / "image").size == (48, 32)
 
 
-def bomb():
+def bomb(side=30_000, *, extra=()):
     """A PNG of a few bytes that says it has 900 million pixels."""
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -175,8 +175,10 @@ def bomb():
         encoded(noise(48, 32), "JPEG")[:200],
         encoded(noise(48, 32), "WEBP")[:300],
         bomb(),
+        bomb(2, extra=[(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000)))]),
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
     ],
-    ids=["empty", "text", "truncated png", "truncated jpeg", "truncated webp", "decompression bomb"],
+    ids=["empty", "text", "truncated png", "truncated jpeg", "truncated webp", "decompression bomb", "bomb in a text", "program"],
 )
 def test_a_broken_image_is_refused_where_it_is_read(data):
     with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
@@ -185,6 +187,24 @@ def test_a_broken_image_is_refused_where_it_is_read(data):
     message = str(caught.value)
     assert f"image {len(data)} bytes cannot be decoded" in message
     assert message.endswith("replace it with a whole PNG, JPEG or WebP file")
+
+
+@pytest.mark.parametrize("pillows_bound", [None, 10_000])
+def test_the_bound_on_pixels_is_our_own(pillows_bound, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_bound)
+    with pytest.raises(ValueError, match="11586 x 11586 pixels, at most 134217728 are read|exceeds limit of 20000 pixels"):
+        decode_image(bomb(11_586))
+    if pillows_bound:
+        with pytest.warns(Image.DecompressionBombWarning):
+            assert decode_image(encoded(noise(120, 120), "PNG")).size == (120, 120)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_the_first_of_several_pictures(kind):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
+    decoded = upright_rgb(decode_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:])))
+    red, green, blue = decoded.getpixel((5, 5))
+    assert decoded.size == (20, 10) and red > 240 and green < 15 and blue < 15
 
 
 def test_errors_name_the_file(tmp_path):

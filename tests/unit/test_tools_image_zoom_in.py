@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scripted_agent import image_store
 
+from nemo_axpo.data.images import decode_image
 from nemo_axpo.tools.image_zoom_in import ImageZoomIn, pixel_box
 
 
@@ -76,6 +78,85 @@ def test_a_crop_can_be_zoomed_again():
     assert result.text == "image 2:"
     assert store.image(result.image_ids[0]).getpixel((0, 0)) == (64, 64, 7)
     assert store.image(result.image_ids[0]).size == (32, 32)
+
+
+def stored(store, image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return store.add(decode_image(buffer.getvalue()))
+
+
+def halves(left, right, *, mode="RGB", size=(200, 100)):
+    image = Image.new(mode, size, right)
+    image.paste(left, (0, 0, size[0] // 2, size[1]))
+    return image
+
+
+def centre(store, result):
+    image = store.image(result.image_ids[0])
+    return image.getpixel((image.width // 2, image.height // 2))
+
+
+def test_the_index_chooses_among_several_images():
+    store = image_store()
+    images = [store.add(Image.new("RGB", (50, 40), colour)) for colour in ("red", "lime", "blue")]
+    shown = [call(store, images, bbox_2d=[0, 0, 500, 1000], img_idx=index) for index in range(3)]
+    assert [centre(store, result) for result in shown] == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    assert {result.text for result in shown} == {"image 3:"}
+
+
+def test_a_box_means_the_upright_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the file's left half is the top when shown
+    store = image_store()
+    images = [stored(store, halves("red", "blue"), "JPEG", quality=95, exif=exif.tobytes())]
+    top, bottom = (call(store, images, bbox_2d=box) for box in ([0, 0, 1000, 400], [0, 600, 1000, 1000]))
+    assert store.image(top.image_ids[0]).size == (100, 80)
+    assert centre(store, top)[0] > 200 > centre(store, top)[2] and centre(store, bottom)[2] > 200 > centre(store, bottom)[0]
+
+
+def test_a_crop_of_a_transparent_picture_lies_over_white():
+    store = image_store()
+    images = [stored(store, halves((0, 0, 0, 0), (0, 0, 255, 255), mode="RGBA"), "PNG")]
+    assert centre(store, call(store, images, bbox_2d=[0, 0, 400, 1000])) == (255, 255, 255)
+    assert centre(store, call(store, images, bbox_2d=[600, 0, 1000, 1000])) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP"])
+def test_a_crop_of_an_animation_is_of_its_first_picture(kind):
+    store = image_store()
+    frames = [halves("red", "blue"), halves("lime", "lime")]
+    images = [stored(store, frames[0], kind, save_all=True, append_images=frames[1:])]
+    red, _, blue = centre(store, call(store, images, bbox_2d=[600, 0, 1000, 1000]))
+    assert blue > 240 and red < 15
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (3, 2)])
+def test_tiny_pictures_can_be_zoomed_into_and_shown(size):
+    store = image_store()
+    images = [store.add(Image.new("RGB", size, "red"))]
+    for box in ([0, 0, 1000, 1000], [499, 499, 500, 500]):
+        result = call(store, images, bbox_2d=box)
+        assert result.error == "" and centre(store, result) == (255, 0, 0)
+        assert store.features(result.image_ids[0]).num_tokens >= 1
+
+
+def test_enormous_pictures_keep_their_detail():
+    store = image_store()
+    enormous = Image.new("RGB", (7680, 4320))
+    enormous.putpixel((7000, 4000), (255, 255, 255))
+    images = [stored(store, enormous, "PNG", compress_level=1)]
+    # 911 · 7.68 = 6996.48 → 6996, 912 · 7.68 = 7004.16 → 7004; 925 · 4.32 = 3996, 927 · 4.32 = 4004.64 → 4005
+    crop = store.image(call(store, images, bbox_2d=[911, 925, 912, 927]).image_ids[0])
+    assert crop.size == (16, 16) and np.asarray(crop).sum() == 3 * 255  # 8 x 9 pixels grow to one vision token
+
+
+def test_decompression_bombs_never_become_an_image_of_a_rollout():
+    buffer = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(buffer, format="PNG")  # 200 million pixels in 25 kB
+    assert len(buffer.getvalue()) < 30_000
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        image_store().add(decode_image(buffer.getvalue()))
 
 
 @pytest.mark.parametrize(

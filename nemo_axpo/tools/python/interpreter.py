@@ -76,6 +76,7 @@ class Interpreter:
         self._globals: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
         self._globals |= {"_pil_images": [], "_images": []}
         plt.show = self._show_figures
+        Image.MAX_IMAGE_PIXELS = None  # the rollout's images are bounded where they come in, and memory is bounded here
 
     def run(self, code: str, *, images: Sequence[str] = ()) -> Shown:
         """Executes a cell, after it appended ``images`` (paths) to ``_images`` and, decoded, to ``_pil_images``.
