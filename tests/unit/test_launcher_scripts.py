@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,9 @@ def test_an_old_python_is_refused_with_the_cure(tmp_path):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and "Python 3.11 or newer is needed; got Python 3.9.1" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_the_launchers_stage_needs_the_launcher():
+    command = [sys.executable, ROOT / "launcher_scripts" / "main.py", "stages=[axpo]", "launcher_scripts_path=/nowhere"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "must be launcher_scripts of a checkout of NeMo-Framework-Launcher" in done.stderr
