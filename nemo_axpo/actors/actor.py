@@ -78,9 +78,10 @@ class Actor:
         fast kernel for it is installed, else padded. ``device``: proven on the CPU, not yet run on a GPU. ``keep_reference=False`` saves the
         second copy of the weights where no loss needs it. ``freeze_vision``: the vision tower and its mergers are not
         trained. ``layers``: what the decoder is built of, and FP8. ValueError for a checkpoint that is broken, of another
-        model, or that the layout does not divide.
+        model, or that the layout does not divide, and for a CPU in a process that sees a GPU.
         """
         self._device = torch.device(device)
+        megatron_setup.check_device(self._device)
         memory.check_device(self._device.type)
         megatron_setup.initialize(layout, device=self._device, seed=seed)
         self.checkpoint, self.hf_config = Path(checkpoint), loading.load_hf_config(checkpoint)

@@ -22,6 +22,8 @@ cpu_shim.install()
 # isort: split
 from megatron.core import parallel_state, tensor_parallel
 
+from nemo_axpo.errors import rule_message
+
 DEFAULT_TIMEOUT_S = 1800.0
 """Longest wait for another rank in one exchange."""
 
@@ -33,6 +35,14 @@ class ParallelLayout:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     sequence_parallel: bool = False
+
+
+def check_device(device: torch.device) -> None:
+    """ValueError where megatron would not compute on ``device``: wherever it sees a GPU it puts its buffers there."""
+    if device.type == "cpu" and torch.cuda.is_available():
+        rule = "device=cpu needs a process that sees no GPU"
+        cure = "set device=cuda, or hide them: CUDA_VISIBLE_DEVICES= nemo-axpo ..."
+        raise ValueError(rule_message(rule, got=f"{torch.cuda.device_count()} visible", cure=cure))
 
 
 def initialize(
@@ -85,11 +95,21 @@ def shutdown() -> None:
 def _init_process_group(device: torch.device, *, timeout: datetime.timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
+        torch.cuda.set_device(own_gpu() if device.index is None else device.index)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def own_gpu() -> int:
+    """Number of this rank's GPU among those it sees: its number on its node. ValueError where there are too few."""
+    number, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= count:
+        rule = "every rank of a node needs a GPU of its own, of those that all of them see"
+        cure = "start as many ranks as there are GPUs (torchrun --nproc-per-node), or see CUDA_VISIBLE_DEVICES"
+        raise ValueError(rule_message(rule, got=f"LOCAL_RANK={number} with {count} visible", cure=cure))
+    return number
 
 
 def _init_model_parallel(layout: ParallelLayout, *, timeout_s: float) -> None:

@@ -59,3 +59,23 @@ def test_a_rank_waits_for_another_as_long_as_it_is_told_in_every_group(monkeypat
         megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0, timeout_s=7200.0)
     assert given["distributed_timeout_minutes"] == 120
     megatron_setup.initialize(ParallelLayout(), device=torch.device("cpu"), seed=0)
+
+
+def test_every_rank_of_a_node_takes_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert megatron_setup.own_gpu() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert megatron_setup.own_gpu() == 3
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(ValueError, match=r"got LOCAL_RANK=4 with 4 visible: start as many ranks as there are GPUs"):
+        megatron_setup.own_gpu()
+
+
+def test_a_cpu_is_refused_where_megatron_sees_a_gpu(monkeypatch):
+    megatron_setup.check_device(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    megatron_setup.check_device(torch.device("cuda"))
+    with pytest.raises(ValueError, match=r"device=cpu needs a process that sees no GPU; got 2 visible: set device=cuda"):
+        megatron_setup.check_device(torch.device("cpu"))
