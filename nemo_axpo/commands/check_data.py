@@ -40,13 +40,12 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_axpo.progress import ProgressDisplay
 
     with ProgressDisplay(shown={}, unit="row") as progress:
-        started: set[str] = set()
 
         def on_rows(name: str, done: int, total: int) -> None:
-            if name not in started:
-                started.add(name)
+            if done:
+                progress.update(name, step=done)
+            else:
                 progress.start(name, total=total)
-            progress.update(name, step=done)
 
         data = config.data
         result = audit(

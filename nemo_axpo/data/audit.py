@@ -79,7 +79,7 @@ def audit(
     num_threads: int = 4,
     on_rows: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> DataAudit:
-    """Reads all rows, decodes and hashes all images. ``on_rows`` gets file, rows done, rows in all.
+    """Reads all rows, decodes and hashes all images. ``on_rows`` gets file, rows done (first 0), rows in all.
 
     DataError only for a file that cannot be opened at all.
     """
@@ -138,6 +138,7 @@ def _records(
 ) -> Iterator[tuple[str, _Read]]:
     reader = get_reader(file.reader)
     for table in open_tables(file.path, subset=file.subset, split=file.split, cache_dir=cache_dir):
+        on_rows(table.name, 0, len(table))
         for start in range(0, len(table), _BATCH):
             rows = table.rows(start, min(start + _BATCH, len(table)))
             places = [place_of(table, index, file) for index in range(start, start + len(rows))]
