@@ -70,7 +70,7 @@ class Interpreter:
     def __init__(self, *, max_chars: int) -> None:
         """``max_chars``: of output, of the value and of the error, each."""
         self._max_chars = max_chars
-        self._number = 0
+        self._number = self._num_images = 0
         self._awaited: list[str] = []
         self._figures: list[bytes] = []
         self._globals: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -81,8 +81,8 @@ class Interpreter:
     def run(self, code: str, *, images: Sequence[str] = ()) -> Shown:
         """Executes a cell, after it appended ``images`` (paths) to ``_images`` and, decoded, to ``_pil_images``.
 
-        Nothing that a handler can catch ends the interpreter. An image that does not fit into memory is the cell's error; the
-        next cell tries again.
+        Nothing that a handler can catch ends the interpreter. An image that does not fit into memory is tried again by the next
+        cell; this one runs without it and says so.
         """
         self._number += 1
         self._figures = []
@@ -101,8 +101,13 @@ class Interpreter:
 
     def _load_images(self) -> None:
         while self._awaited:
-            with Image.open(self._awaited[0]) as image:
-                decoded = image.copy()
+            try:
+                with Image.open(self._awaited[0]) as image:
+                    decoded = image.copy()
+            except (MemoryError, OSError) as error:  # OSError: too many open files
+                print(f"Image {self._num_images} is not in _pil_images yet: {type(error).__name__}")
+                return
+            self._num_images += 1
             self._append("_pil_images", decoded)
             self._append("_images", self._awaited.pop(0))
 

@@ -86,7 +86,7 @@ class ServerProcess:
             is_ready = False
         if not is_ready:
             said = (self._directory / "server.log").read_text(errors="replace")[-1000:]
-            self.close()
+            self._forget()
             raise ToolUnavailableError(f"the server of the python tool did not start; it said: {said or 'nothing'}")
         self._requests.settimeout(_REQUEST_TIMEOUT_S)
 

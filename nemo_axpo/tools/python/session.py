@@ -75,25 +75,26 @@ class PythonSession:
 
     async def open(self) -> None:
         """Forks the interpreter; ToolUnavailableError where that fails."""
-        try:
-            channel = await asyncio.to_thread(self._ask)
-            await self._adopt(channel)
-        except BaseException:
-            self._drop()
-            raise
-
-    def _ask(self) -> socket.socket:
-        """Our end of the channel of an interpreter that is about to be forked."""
-        self._server.start()
-        self._start = self._server.num_starts
         self._directory = Path(tempfile.mkdtemp(dir=self._server.directory))
         for name in ("root", "images"):
             (self._directory / name).mkdir()
         self.image_directory.chmod(0o755)  # for the user that the interpreter becomes
         ours, theirs = _channel()
-        with theirs:
-            self._server.open(self._request(), channel=theirs)
-        return ours
+        try:
+            # A call that is cancelled meanwhile closes our end and removes the directory: what comes to be ends at once.
+            await asyncio.to_thread(self._ask, self._request(), theirs)
+            await self._adopt(ours)
+        except BaseException:
+            ours.close()
+            self._drop()
+            raise
+
+    def _ask(self, request: dict[str, Any], channel: socket.socket) -> None:
+        """In a thread: the server may have to start, or be busy."""
+        with channel:
+            self._server.start()
+            self._start = self._server.num_starts
+            self._server.open(request, channel=channel)
 
     async def run(self, code: str, *, images: Sequence[Path] = (), timeout_s: float) -> CellResult:
         """Runs a cell; ``images``: files in ``image_directory`` that appear in it first. The interpreter is gone unless it finished.
