@@ -27,9 +27,12 @@ from nemo_axpo.weight_sync.sync import take_part
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Largest resident size of a rank so far."""
+    """What a rank has needed at most so far."""
 
     gib: float
+    """Resident size of the process."""
+    gpu_gib: float | None = None
+    """What torch had allocated on the rank's GPU; None on a CPU."""
 
 
 @contextlib.contextmanager
@@ -96,8 +99,17 @@ def wait_for_all(replicas: Replicas) -> None:
     replicas.gather((), kind=PeakMemory)
 
 
-def peak_memory_gib(replicas: Replicas) -> float:
-    """Largest resident size so far of the rank that needs most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    gib = peak / (2**30 if sys.platform == "darwin" else 2**20)
-    return max(record.gib for record in replicas.gather([PeakMemory(gib)], kind=PeakMemory))
+def memory_metrics(replicas: Replicas) -> dict[str, float]:
+    """Of the rank that has needed most so far: ``memory/peak_gib`` of the host, on GPUs ``memory/peak_gpu_gib``."""
+    records = replicas.gather([_own_peak()], kind=PeakMemory)
+    on_gpus = [record.gpu_gib for record in records if record.gpu_gib is not None]
+    gpu = {"memory/peak_gpu_gib": max(on_gpus)} if on_gpus else {}
+    return {"memory/peak_gib": max(record.gib for record in records), **gpu}
+
+
+def _own_peak() -> PeakMemory:
+    import torch  # Late: who only looks at a run does not wait for it.
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gpu_gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return PeakMemory(size / (2**30 if sys.platform == "darwin" else 2**20), gpu_gib)

@@ -23,7 +23,7 @@ from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.eval.evaluate import EvalResult, evaluate
-from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy, wait_for_all
+from nemo_axpo.job import join_run, memory_metrics, open_metrics_log, save_policy, wait_for_all
 from nemo_axpo.losses.supervised_loss import SupervisedLoss
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
@@ -108,7 +108,7 @@ class _SupervisedRun:
             lr = learning_rate(self._config, index, num_steps=num_steps)
             metrics = self._actor.update(batch, loss=SupervisedLoss(), lr=lr)
             self._bench.images.retain(())
-            metrics["memory/peak_gib"] = peak_memory_gib(self._replicas)
+            metrics |= memory_metrics(self._replicas)
             if log:
                 log.log(index + 1, metrics)
             self._progress.update(name, step=index + 1, metrics=metrics)

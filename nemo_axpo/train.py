@@ -10,7 +10,7 @@ from nemo_axpo.config.schema import Config
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.eval.evaluate import EvalResult
 from nemo_axpo.eval.held_out import evaluate_held_out
-from nemo_axpo.job import join_run, open_journal, open_metrics_log, peak_memory_gib, save_policy
+from nemo_axpo.job import join_run, memory_metrics, open_journal, open_metrics_log, save_policy
 from nemo_axpo.journal import Journal
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
@@ -95,7 +95,7 @@ class Trainer:
             step, number = await self._loop.step(index), index + 1
             if train.record_every and number % train.record_every == 0 and self._replicas.is_main:
                 record_step(self._run, step.experience, step.samples, number=number, bench=self._bench)
-            metrics: dict[str, Any] = {**step.metrics, "memory/peak_gib": peak_memory_gib(self._replicas)}
+            metrics: dict[str, Any] = {**step.metrics, **memory_metrics(self._replicas)}
             if train.eval_every and number % train.eval_every == 0 and number < train.num_steps:
                 metrics |= {f"eval/{key}": value for key, value in (await self._evaluate()).metrics().items()}
             if log:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from nemo_axpo.config.load import load_config
 from nemo_axpo.distributed.replicas import OneProcess
 from nemo_axpo.errors import RunDirectoryError
-from nemo_axpo.job import join_run, open_metrics_log, peak_memory_gib, save_policy, wait_for_all
+from nemo_axpo.job import join_run, memory_metrics, open_metrics_log, save_policy, wait_for_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +74,26 @@ def test_every_rank_takes_part_in_the_exported_policy(tmp_path):
     assert main.saved == [tmp_path] and other.saved == [] and other.num_gathered == 1
 
 
-def test_the_peak_is_that_of_the_largest_rank():
-    @dataclasses.dataclass(frozen=True)
-    class Two(OneProcess):
-        def gather(self, records, *, kind):
-            return (*records, *(kind(1000.0) for _ in records))
+@dataclasses.dataclass(frozen=True)
+class Two(OneProcess):
+    """The other rank has needed 1000 GiB of its host and 3 of its GPU."""
 
-    assert 0.01 < peak_memory_gib(OneProcess()) < 100
-    assert peak_memory_gib(Two()) == 1000.0
+    def gather(self, records, *, kind):
+        return (*records, *(kind(1000.0, None if record.gpu_gib is None else 3.0) for record in records))
+
+
+def test_the_peak_is_that_of_the_largest_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert memory_metrics(OneProcess()).keys() == {"memory/peak_gib"}
+    assert 0.01 < memory_metrics(OneProcess())["memory/peak_gib"] < 100
+    assert memory_metrics(Two()) == {"memory/peak_gib": 1000.0}
+
+
+def test_the_peak_of_a_gpu_is_what_torch_allocated_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5 * 2**30)
+    assert memory_metrics(OneProcess())["memory/peak_gpu_gib"] == 5.0
+    assert memory_metrics(Two()) == {"memory/peak_gib": 1000.0, "memory/peak_gpu_gib": 5.0}
 
 
 def test_waiting_takes_every_rank_to_the_same_gather():
