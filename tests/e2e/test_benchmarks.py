@@ -8,40 +8,24 @@ from pathlib import Path
 import pytest
 from tiny_runs import nemo_axpo, succeed
 
-from nemo_axpo.data.images import ImageStore
-from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint, tiny_image_processor
-from nemo_axpo.types import TextPart
-from nemo_axpo.world.questions import QuestionStream
-from nemo_axpo.world.scene import SceneStyle
-from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
-
 NUM_QUESTIONS = 6
-YAML = "name: world\ntitle: Embedded world\npath: world.jsonl\nreader: schema\nverifiers: [exact_match]\nnum_questions: 6\n"
-SETTINGS = ("benchmarks.max_row_tokens=150", "benchmarks.max_new_tokens=8", "benchmarks.num_resamples=200")
-
-
-@pytest.fixture(name="checkpoint", scope="module")
-def checkpoint_fixture(tmp_path_factory) -> Path:
-    """The tiny model with random weights."""
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    return save_tiny_checkpoint(path, tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0)
+YAML = "name: world\ntitle: Embedded world\npath: questions.jsonl\nreader: schema\nverifiers: [exact_match]\nnum_questions: 6\n"
+SEED = 1000003
+SETTINGS = (
+    "benchmarks.max_row_tokens=150", "benchmarks.max_new_tokens=32", "benchmarks.max_turns=3",
+    "benchmarks.num_resamples=200", f"benchmarks.seed={SEED}",
+)  # fmt: skip
+PLAIN = (
+    "benchmarks.temperature=1", "benchmarks.top_p=1", "benchmarks.top_k=0", "benchmarks.presence_penalty=0",
+)  # fmt: skip
 
 
 @pytest.fixture(name="benchmark", scope="module")
 def benchmark_fixture(tmp_path_factory) -> Path:
-    """One YAML file and the world's questions as rows of the question schema."""
+    """One YAML file and the world's held-out questions as rows of the question schema."""
     directory = tmp_path_factory.mktemp("world")
-    images = ImageStore(tiny_image_processor())
-    stream = QuestionStream("bench", seed=7, style=SceneStyle(dots=0.5, tint=0.25, daylight=40.0), image_store=images)
-    rows = []
-    for question in stream.take(0, NUM_QUESTIONS):
-        images.image(question.image_ids[0]).save(directory / f"{question.question_id}.png")
-        (text,) = [part.text for part in question.messages[0].parts if isinstance(part, TextPart)]
-        rows.append(
-            {"id": question.question_id, "question": text, "images": [f"{question.question_id}.png"],
-             "answer": question.answer}
-        )  # fmt: skip
-    (directory / "world.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = ["--stream", "eval", f"seed={SEED}"]
+    succeed("world-questions", "--output", directory, "--number", NUM_QUESTIONS, *stream)
     (directory / "world.yaml").write_text(YAML)
     return directory / "world.yaml"
 
@@ -63,10 +47,11 @@ def test_an_evaluation_its_interruption_and_its_table(checkpoint, benchmark, tmp
     result = json.loads((out / "results.json").read_text())
     (score,) = result["scores"]
     assert (score["num_questions"], score["num_open"], score["k"]) == (NUM_QUESTIONS, 0, 4)
-    assert result["settings"]["presence_penalty"] == 1.5 and result["settings"]["max_turns"] == 5
+    assert result["settings"]["presence_penalty"] == 1.5 and result["settings"]["temperature"] == 0.7
     records = (out / "world" / "records.jsonl").read_bytes()
     lines = [json.loads(line) for line in records.splitlines()]
     assert all(len(line["rollouts"]) == 4 for line in lines) and len(lines) == NUM_QUESTIONS
+    assert score["calls"]["image_zoom_in"] > 0
 
     # Killed in the middle of a line: the same command asks what is missing, and the result is the same to the last bit.
     (out / "world" / "records.jsonl").write_bytes(records[: len(records) // 2])
@@ -89,6 +74,23 @@ def test_an_evaluation_its_interruption_and_its_table(checkpoint, benchmark, tmp
     refused = evaluate(checkpoint, benchmark, out, "benchmarks.temperature=0.5", run=nemo_axpo)
     assert refused.status == 2
     assert "holds records made with other settings (temperature)" in refused.err
+
+
+def test_it_asks_as_the_evaluation_of_a_run_does(checkpoint, benchmark, tmp_path):
+    """The same questions under the same sampling and seed: the same answers, tools and rewards."""
+    settings = (f"eval.num_questions={NUM_QUESTIONS}", "eval.num_rollouts=4", f"eval.seed={SEED}")
+    succeed("eval", "--checkpoint", checkpoint, *settings, "--output", tmp_path / "held_out.json")
+    held_out = json.loads((tmp_path / "held_out.json").read_text())["questions"]
+    evaluate(checkpoint, benchmark, tmp_path / "out", *PLAIN)
+    lines = (tmp_path / "out" / "world" / "records.jsonl").read_text().splitlines()
+    records = {record["question_id"]: record["rollouts"] for record in map(json.loads, lines)}
+    assert len(records) == NUM_QUESTIONS
+    for question in held_out:
+        rollouts = records[question["question_id"]]
+        assert [rollout["answer"] for rollout in rollouts] == question["answers"]
+        assert [rollout["reward"] for rollout in rollouts] == question["rewards"]
+        assert [bool(rollout["tools"]) for rollout in rollouts] == question["uses_tool"]
+    assert any(any(question["uses_tool"]) for question in held_out)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,21 @@ def test_images_leave_the_memory(make):
     assert len(bench.store) == 0 and max(seen) <= 4  # two questions in flight, each a picture and a crop
 
 
+def test_a_picture_that_several_questions_show_stays_until_the_last_one(make):
+    """Question 1 ends while question 0, which shows the same picture, is about to zoom into it."""
+    bench = make(red_after_zoom)
+    for i in range(1, COUNT):
+        (bench.directory.parent / f"{i}.png").write_bytes((bench.directory.parent / "0.png").read_bytes())
+
+    async def slow_first(request):
+        await asyncio.sleep(0.2 if rollout_of(request).startswith("q0") else 0)
+        return await generate(request)
+
+    generate, bench.engine.generate = bench.engine.generate, slow_first
+    assert bench.ask() == Outcome(COUNT, 0, False)
+    assert bench.rewards() == {f"q{i}": (1.0, 0.0) for i in range(COUNT)} and len(bench.store) == 0
+
+
 def test_a_finished_benchmark_is_not_asked_again(make):
     bench = make(red_after_zoom)
     bench.ask()

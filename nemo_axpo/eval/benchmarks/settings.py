@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def fix_settings(settings: Mapping[str, Any], *, directory: Path) -> None:
     path = directory / FILE
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")  # another shard may write the same at this moment
+        temporary.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
