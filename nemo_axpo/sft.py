@@ -29,6 +29,7 @@ from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.run_directory import RunDirectory
+from nemo_axpo.stopping import StopRequest, clear_mark, listening, mark_stopped, seconds_of
 from nemo_axpo.types import TrainBatch, TrainingSample
 from nemo_axpo.world.questions import SOURCE
 from nemo_axpo.world.tiny_policy import tiny_policy
@@ -48,20 +49,24 @@ class SampleSource(Protocol):
         """Puts the pictures of these rows into the image store."""
 
 
-def run_sft(config: Config, *, resume: bool = False) -> Path:
-    """Trains in ``config.output_dir``; returns the directory of the Hugging Face checkpoint.
+def run_sft(config: Config, *, resume: bool = False) -> Path | None:
+    """Trains in ``config.output_dir``; returns the directory of the Hugging Face checkpoint, None where it was stopped.
 
     Every rank of a job calls it. Without ``model.path`` it starts from the tiny model with random weights. ``resume``:
     from the last checkpoint (``sft.checkpoint_every``), from the start where there is none.
     """
-    replicas = assembly.build_replicas(config)
-    with join_run(config, replicas=replicas, resume=resume) as (run, progress):
-        supervised = _SupervisedRun(config, run=run, progress=progress, replicas=replicas)
-        return asyncio.run(supervised.run(resume=resume))
+    with listening(StopRequest(seconds_of(config.job.max_time))) as stop:
+        replicas = assembly.build_replicas(config)
+        with join_run(config, replicas=replicas, resume=resume) as (run, progress):
+            supervised = _SupervisedRun(config, run=run, progress=progress, replicas=replicas, stop=stop)
+            return asyncio.run(supervised.run(resume=resume))
 
 
 class _SupervisedRun:
-    def __init__(self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas) -> None:
+    def __init__(
+        self, config: Config, *, run: RunDirectory, progress: ProgressDisplay, replicas: Replicas, stop: StopRequest
+    ) -> None:
+        self._stop = stop
         self._config, self._run, self._progress, self._replicas = config, run, progress, replicas
         checkpoint = config.model.path or self._random_checkpoint()
         self._bench = bench = assembly.build_workbench(config, checkpoint=checkpoint)
@@ -78,12 +83,16 @@ class _SupervisedRun:
             timeout_s=60 * config.job.timeout_min,
         )
 
-    async def run(self, *, resume: bool) -> Path:
+    async def run(self, *, resume: bool) -> Path | None:
+        """The rest of the steps, then the policy; a run that is asked to stop leaves a checkpoint instead."""
         done = self._restore() if resume else 0
         if self._replicas.is_main:
             self._run.forget_after(done)
+            clear_mark(self._run)
         with open_metrics_log(self._config, run=self._run, replicas=self._replicas, last_step=done) as log:
-            await self._train(done, log=log)
+            is_stopped = await self._train(done, log=log)
+        if is_stopped:
+            return None
         path = save_policy(self._actor, self._run.path / CHECKPOINT, replicas=self._replicas)
         if self._config.eval.window_questions and not self._config.sft.trajectories:
             rates = await self._measure()
@@ -98,10 +107,13 @@ class _SupervisedRun:
         wait_for_all(self._replicas)
         return tiny_policy(self._run.path, seed=self._config.seed)
 
-    async def _train(self, done: int, *, log: MetricsLog | None) -> None:
+    async def _train(self, done: int, *, log: MetricsLog | None) -> bool:
+        """Whether the run stopped before its last step."""
         name, num_steps = self._run.path.name, self._num_steps
         every = self._config.sft.checkpoint_every
         self._progress.start(name, total=num_steps, done=done)
+        reason: str | None = None
+        self._stop.begin_steps()
         for index in range(done, num_steps):
             self._checkpoints.finish(wait=False)
             batch = await self._batch(index)
@@ -112,9 +124,17 @@ class _SupervisedRun:
             if log:
                 log.log(index + 1, metrics)
             self._progress.update(name, step=index + 1, metrics=metrics)
-            if every and (index + 1) % every == 0 and index + 1 < num_steps:
+            is_last = index + 1 == num_steps
+            reason = None if is_last else self._stop.after_step(self._replicas)
+            if reason or (not is_last and every and (index + 1) % every == 0):
                 self._save(index + 1)
+            if reason:
+                break
         self._checkpoints.finish()
+        if reason and self._replicas.is_main:
+            mark_stopped(self._run, step=index + 1, reason=reason)
+            self._progress.message(f"stopped after step {index + 1} ({reason}); go on with --resume")
+        return reason is not None
 
     async def _batch(self, index: int) -> TrainBatch:
         """This replica's share of a step, in tokens about as much as every other's."""

@@ -124,6 +124,17 @@ def test_sft_goes_on_after_a_kill_with_equal_losses(distilled, trained, config, 
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
+def test_sft_stops_in_time_and_goes_on(distilled, trained, config, tmp_path):
+    path, settings = tmp_path / "run", (*SFT, f"sft.trajectories=[{distilled}]")
+    assert run_sft(config(*settings, "job.max_time='0:0:0:0'", output_dir=path)) is None
+    assert json.loads((path / "stopped.json").read_text()) == {"step": 1, "reason": "job.max_time"}
+    assert not (path / "hf").exists()
+    assert run_sft(config(*settings, output_dir=path), resume=True) == path / "hf"
+    assert not (path / "stopped.json").exists()
+    losses = [[step["update/loss"] for step in metrics(where)] for where in (path, trained)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_a_frozen_vision_tower_stays_as_it_was(distilled, config, tmp_path):
     path = tmp_path / "run"
     settings = (*SFT, f"sft.trajectories=[{distilled}]", "sft.num_epochs=0.3", "actor.freeze_vision=true")
