@@ -17,6 +17,7 @@ from nemo_axpo.aligner.rows import unpack_samples
 from nemo_axpo.config.load import load_config
 from nemo_axpo.loop import minibatch_metrics
 from nemo_axpo.training_parts import TrainingParts, build_training_parts
+from nemo_axpo.types import TrainingSample
 
 NUM_QUESTIONS = 4
 
@@ -73,7 +74,7 @@ def theirs(config):
     weights = {name: tensor.detach().clone() for name, tensor in model.actor.hf_tensors()}
     forward = model.get_loss_and_metrics(batch, forward_only=True)
     model.close()
-    return experience, samples, metrics, weights, batches, forward
+    return experience, samples, metrics, weights, batches, forward, model
 
 
 def test_both_sample_the_same_step_and_resample_in_it(ours, theirs):
@@ -113,3 +114,17 @@ def test_rows_say_their_question_and_the_row_they_continue(ours, theirs):
     assert [rows.tolist().index(source) for source in continuations["source"].tolist()] == planned
     assert (continuations["prefix_lengths"] > continuations["prompt_lengths"]).all()
     assert (continuations["response_lengths"] > continuations["prefix_lengths"]).all()
+
+
+def test_log_probs_of_rows_come_from_the_policy_and_its_reference(theirs):
+    """After a step the two differ; rows of plain text need no batch, rows with images do."""
+    model = theirs[6]
+    tokens = torch.tensor([[11, 12, 13, 14], [21, 22, 23, 24]])
+    policy, reference = model.get_inference_log_probs(tokens), model.get_init_policy_logprobs(tokens)
+    assert policy.shape == reference.shape == (2, 3) and policy.dtype is torch.float32
+    assert (policy < 0).all() and not torch.equal(policy, reference)
+    row = TrainingSample("a", "a", (11, 12, 13, 14), (False, True, True, True), (0.0,) * 4, (0.0,) * 4)
+    torch.testing.assert_close(policy[0], model.actor.logprobs([row])[0][1:])
+    image = model.actor.hf_config.image_token_id
+    with pytest.raises(ValueError, match="rows that show images need the batch they are from"):
+        model.get_inference_log_probs(torch.tensor([[11, image, 13]]))
