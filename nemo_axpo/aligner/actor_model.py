@@ -3,7 +3,8 @@
 Order of a step, as ``ReinforceTrainer`` calls it::
 
     prepare_for_inference   weights → engine
-    infer …                 questions → rollouts; then the plan's prefixes → continuations
+    infer …                 questions → rollouts
+    infer_continuations     the plan's thinking prefixes → continuations
     get_inference_log_probs of the rows of later mini-batches
     finish_inference
     prepare_for_training
@@ -70,11 +71,8 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
     def infer(self, inference_batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """N rollouts of every question of the batch (of :func:`~nemo_axpo.aligner.data.collate_questions`).
 
-        Or, for ``{"plan": ResamplePlan}``, the continuations of those of its sources that were sampled here. Columns:
-        :func:`~nemo_axpo.aligner.data.pack_rollouts`.
+        Columns: :func:`~nemo_axpo.aligner.data.pack_rollouts`.
         """
-        if "plan" in inference_batch:
-            return self._packed(self._continue(inference_batch["plan"]))
         indices, is_validation = inference_batch["question"].tolist(), inference_batch["is_validation"]
         if not self._parts.replicas.is_leader:
             return self._packed(())
@@ -84,6 +82,13 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         rollouts = self._validate(questions) if is_validation else self._explore(questions, first=indices[0])
         self._rollouts += rollouts
         return self._packed(rollouts)
+
+    @torch.no_grad()
+    def infer_continuations(self, plan: ResamplePlan) -> dict[str, Tensor]:
+        """K continuations of each of the plan's thinking prefixes that were sampled here; columns as of :meth:`infer`."""
+        for sampling in self._samplings:
+            self._continuations += self.generation.generate(sampling.continue_sources(plan))
+        return self._packed(self._continuations)
 
     def finish_inference(self) -> None:
         """The engine may free what it does not need before the next step."""
@@ -228,11 +233,6 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         )
         work = producer.run_rollouts(questions, num_rollouts=section.num_rollouts, seed=section.seed)
         return self.generation.generate(work)
-
-    def _continue(self, plan: ResamplePlan) -> tuple[Rollout, ...]:
-        for sampling in self._samplings:
-            self._continuations += self.generation.generate(sampling.continue_sources(plan))
-        return self.continuations
 
     def _packed(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
         return pack_rollouts(

@@ -95,7 +95,7 @@ class AXPOTrainer(ReinforceTrainer):
         else:
             with self.timer("resample"):
                 scores, plan = self.model.loop.plan(self.model.rollouts)
-                batches.append(self.model.infer({"plan": plan}))
+                batches.append(self.model.infer_continuations(plan))
             rows = self.model.rollouts + self.model.continuations
             self._experience = self.model.experience(self.model.continuations, scores=scores, plan=plan)
             metrics = _present(experience_metrics(self._experience))

@@ -53,7 +53,7 @@ def theirs(config):
     questions = QuestionIndices(NUM_QUESTIONS)
     batches = [model.infer(collate_questions([questions[i], questions[i + 1]])) for i in (0, 2)]
     scores, plan = model.loop.plan(model.rollouts)
-    batches.append(model.infer({"plan": plan}))
+    batches.append(model.infer_continuations(plan))
     experience = model.experience(model.continuations, scores=scores, plan=plan)
     data = model.pack_experience(experience, index=0, multiple_of=5)
     model.finish_inference()
