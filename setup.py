@@ -57,7 +57,6 @@ setup(
             "nemo-toolkit==2.4.1",
             "lightning<2.6",
             "transformers>=4.57,<5",
-            "datasets>=3,<4",
             "huggingface-hub<1",
             *(
                 "accelerate",

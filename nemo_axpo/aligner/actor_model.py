@@ -15,6 +15,7 @@ Order of a step, as ``ReinforceTrainer`` calls it::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ from nemo_aligner.models.alignable_interface import AlignableGenerativeInterface
 from torch import Tensor
 
 from nemo_axpo import assembly
-from nemo_axpo.aligner.data import pack_rollouts
 from nemo_axpo.aligner.generation import AgentGeneration
+from nemo_axpo.aligner.rollout_rows import pack_rollouts
 from nemo_axpo.aligner.rows import RowTable, pack_predictions, unpack_predictions, unpack_samples
 from nemo_axpo.aligner.step_data import pack_step, regroup
 from nemo_axpo.errors import rule_message
 from nemo_axpo.eval.evaluate import EvalResult, summarize
-from nemo_axpo.loop import Experience
+from nemo_axpo.loop import Experience, QuestionSource
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.training_parts import TrainingParts
 from nemo_axpo.types import Question, ResamplePlan, Rollout, TrainBatch, TrainingSample, group_rollouts
@@ -71,7 +72,7 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
     def infer(self, inference_batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """N rollouts of every question of the batch (of :func:`~nemo_axpo.aligner.data.collate_questions`).
 
-        Columns: :func:`~nemo_axpo.aligner.data.pack_rollouts`.
+        Columns: :func:`~nemo_axpo.aligner.rollout_rows.pack_rollouts`.
         """
         indices, is_validation = inference_batch["question"].tolist(), inference_batch["is_validation"]
         if not self._parts.replicas.is_leader:
@@ -213,12 +214,14 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         self._samplings: list[EagerResampling] = []
 
     def _questions_at(self, indices: Sequence[int], *, is_validation: bool) -> list[Question]:
-        config = self._parts.config
-        stream = self._parts.questions
-        if is_validation:
-            images = self._parts.bench.images
-            stream = assembly.build_questions(config, stream="eval", seed=config.eval.seed, images=images)
+        stream = self._held_out if is_validation else self._parts.questions
         return [question for index in indices for question in stream.take(index, 1)]
+
+    @cached_property
+    def _held_out(self) -> QuestionSource:
+        """The questions that every evaluation of the config asks."""
+        config, images = self._parts.config, self._parts.bench.images
+        return assembly.build_questions(config, stream="eval", seed=config.eval.seed, images=images)
 
     def _explore(self, questions: Sequence[Question], *, first: int) -> tuple[Rollout, ...]:
         step = first // self._parts.config.data.num_questions_per_step

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from nemo_axpo import assembly
 from nemo_axpo.aligner.actor_model import MegatronQwen3VLAXPOActorModel, Observer
 from nemo_axpo.aligner.checkpoints import CheckpointCallback, trainer_state
-from nemo_axpo.aligner.data import QuestionIndices, VerifierRewardModel, collate_questions
+from nemo_axpo.aligner.data import QuestionIndices, collate_questions
 from nemo_axpo.aligner.optimizer import PolicyOptimizer, WarmupScheduler
+from nemo_axpo.aligner.reward_model import VerifierRewardModel
 from nemo_axpo.aligner.run_log import RunLog
 from nemo_axpo.aligner.stop_timer import StopTimer
 from nemo_axpo.aligner.trainer import AXPOTrainer

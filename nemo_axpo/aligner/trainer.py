@@ -30,7 +30,7 @@ from nemo_aligner.algorithms.reinforce import (
 from nemo_aligner.utils import parallel_state
 from torch import Tensor
 
-from nemo_axpo.aligner.data import VerifierRewardModel
+from nemo_axpo.aligner.reward_model import VerifierRewardModel
 from nemo_axpo.aligner.rows import FILLER, concatenate
 from nemo_axpo.errors import rule_message
 from nemo_axpo.loop import Experience, experience_metrics
