@@ -29,6 +29,8 @@ _DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu"}
 _OPTIMIZERS = {"distributed_fused_adam": True, "mcore_distributed_optim": True, "fused_adam": False, "adamw": False}
 _ALGORITHMS = {"axpo": "axpo", "grpo": "grpo"}
 _GRANULARITIES = {None: "none", "selective": "selective", "full": "full"}
+RESAMPLING = ("num_continuations", "resample_ratio")
+"""Of the algorithm's keys those that GRPO does not have."""
 _OPEN_SECTIONS = ("model.axpo.trt_llm.",)
 """Copies of sections that stand elsewhere in the file."""
 
@@ -78,6 +80,9 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
         _put(values, target, value)
     for section, entries in own.items():
         values[section] = {**values.get(section, {}), **entries}
+    if values["algorithm"]["name"] == "grpo":  # so that two runs may differ by this one word
+        for key in RESAMPLING:
+            values["algorithm"].pop(key, None)
     if fp8:
         values.setdefault("actor", {}).update(fp8_from_nemo(fp8))
     return NemoRun(config_from_values(values), resume=bool(keys.get("exp_manager.resume_if_exists", False)))

@@ -140,7 +140,7 @@ def test_the_command_line_takes_a_stage(capsys):
 
 
 def test_grpo_is_a_stage_without_the_keys_of_axpo():
-    grpo = {"axpo": {"algorithm": "grpo", "num_rollouts_per_prompt": 4}}
+    grpo = {"axpo": {"algorithm": "grpo", "num_rollouts_per_prompt": 4, "num_continuations": 4, "resample_ratio": 0.5}}
     assert run_from_nemo({"trainer": grpo}).config.algorithm.num_rollouts == 4
 
 
