@@ -75,6 +75,11 @@ PATHS = (
         cpu=(f"{CONTRACTS}test_vllm_server_engine.py::TestKilledServer",),
     ),
     EnginePath(
+        "vllm_server",
+        "AXPO steps of two replicas that share a server: one pushes, both sample",
+        cpu=("tests/e2e/test_vllm_training.py::test_two_replicas_share_a_server",),
+    ),
+    EnginePath(
         "fleet",
         "the whole contract over three engines in one process",
         cpu=(f"{CONTRACTS}test_fleet_engine.py::TestFleetEngine",),
@@ -86,6 +91,20 @@ PATHS = (
             f"{CONTRACTS}test_fleet_engine.py::TestFailures",
             f"{CONTRACTS}test_fleet_over_http.py::test_killed_frozen_and_restarted_servers_lose_nothing",
             f"{CONTRACTS}test_fleet_over_http.py::test_a_server_that_dies_during_a_push_is_left_out",
+        ),
+    ),
+    EnginePath(
+        "fleet",
+        "three replicas on two local servers that speak vLLM's protocol: who pushes, who waits, how all of them stop",
+        cpu=tuple(
+            f"tests/dist_cpu/test_shared_servers.py::{test}"
+            for test in (
+                "test_only_the_lowest_replica_of_a_server_pushes",
+                "test_every_replica_samples_the_policy_that_was_pushed",
+                "test_nobody_asks_a_server_anything_while_it_is_pushed_to",
+                "test_other_weights_on_a_shared_server_end_the_job_on_every_rank",
+                "test_a_dead_server_ends_the_job_on_every_rank",
+            )
         ),
     ),
     EnginePath(

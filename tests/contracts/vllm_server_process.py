@@ -23,12 +23,12 @@ _ENDS_WITHIN_S = 60
 class VllmServerProcess:
     """Serves ``checkpoint``; starts at once and is waited for with :meth:`wait_until_up`; leaves with the block."""
 
-    def __init__(self, checkpoint: Path, *, log: Path) -> None:
+    def __init__(self, checkpoint: Path, *, log: Path, max_model_len: int = MAX_MODEL_LEN) -> None:
         """``log``: what the server says, quoted where it does not start."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self._checkpoint, self._log = checkpoint, log
+        self._checkpoint, self._log, self._max_model_len = checkpoint, log, max_model_len
         self.start()
 
     @property
@@ -39,8 +39,9 @@ class VllmServerProcess:
         """With weights of its own making, on the port it had before."""
         command = [
             sys.executable, "-m", "nemo_axpo.engines.vllm_server.launch", "--checkpoint", str(self._checkpoint),
-            "--port", str(self._port), "--device", "cpu", "--dtype", "float32", "--max-model-len", str(MAX_MODEL_LEN),
-            "--max-num-seqs", "32", "--kv-cache-mib", "64", "--served-model-name", SERVED_MODEL,
+            "--port", str(self._port), "--device", "cpu", "--dtype", "float32",
+            "--max-model-len", str(self._max_model_len), "--max-num-seqs", "32", "--kv-cache-mib", "64",
+            "--served-model-name", SERVED_MODEL,
         ]  # fmt: skip
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
