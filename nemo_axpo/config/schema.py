@@ -676,3 +676,8 @@ class Config(Section):
     filter: FilterConfig = FilterConfig()
     job: JobConfig = JobConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @property
+    def trainer_gpus(self) -> int:
+        """GPUs that the trainer's ranks take on each of their nodes."""
+        return self.job.gpus_per_node if self.device == "cuda" else 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nemo_axpo.config.schema import Config
 from nemo_axpo.launcher.cluster import ClusterConfig
@@ -29,8 +29,8 @@ class JobRequest:
     """Absolute, on a file system of all nodes."""
     dependency: str | None = None
     """As sbatch takes it: ``afterok:123``."""
-    checkpoint: str | None = field(default=None)
-    """Whose configuration the servers read; None: ``model.path``."""
+    settings: tuple[str, ...] = ()
+    """The recipe and the settings of the command, for other commands that read the same config."""
 
     @property
     def num_trainer_nodes(self) -> int:
@@ -61,7 +61,7 @@ def sbatch_text(request: JobRequest) -> str:
         *([_generation_servers(request)] if request.has_servers else []),
         *([_tool_servers(request)] if request.config.job.tool_servers.num_nodes else []),
         _trainer(request),
-        _EPILOGUE,
+        _epilogue(request),
     ]
     return "\n".join(parts)
 
@@ -121,7 +121,7 @@ export MASTER_ADDR=${{trainers[0]}} MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)
 
 def _preflight(request: JobRequest) -> str:
     """One rank a GPU of the trainer: the collective is the one that the trainer will need."""
-    words = ["preflight", "--run-dir", request.run_dir, *_config_words(request)]
+    words = ["preflight", "--run-dir", request.run_dir, *request.settings]
     return f"""
 # Before anything is started: GPUs, NCCL, shared memory, mounts, versions. It names what is wrong, and on which node.
 {_srun(request, tasks=_ranks(request), hosts="trainers")} \\
@@ -131,11 +131,11 @@ def _preflight(request: JobRequest) -> str:
 def _generation_servers(request: JobRequest) -> str:
     job, engine, cluster = request.config.job, request.config.engine, request.cluster
     servers = job.servers
-    first_gpu = 0 if servers.num_nodes else job.gpus_per_node
+    first_gpu = 0 if servers.num_nodes else request.config.trainer_gpus
     words = [
         PYTHON, "-m", "nemo_axpo.launcher.serve_node",
         "--servers", servers.per_node, "--gpus-each", servers.gpus_each, "--first-gpu", first_gpu,
-        "--first-port", servers.first_port, "--checkpoint", request.checkpoint or request.config.model.path or "",
+        "--first-port", servers.first_port, "--checkpoint", request.config.model.path or "",
         "--dtype", engine.dtype, "--max-model-len", engine.max_model_len, "--max-num-seqs", servers.max_num_seqs,
         "--gpu-memory-utilization", servers.gpu_memory_utilization,
     ]  # fmt: skip
@@ -192,7 +192,8 @@ command=({_join(request.command)}{"".join(f" {setting}" for setting in settings)
   bash -c {shlex.quote(_ranked_array())} nemo-axpo "${{command[@]}}" &
 trainer=$!
 children+=("$trainer")
-trap 'kill -USR1 "$trainer" 2>/dev/null || true' USR1
+is_signalled=0
+trap 'is_signalled=1; kill -USR1 "$trainer" 2>/dev/null || true' USR1
 status=0
 wait "$trainer" || status=$?
 while kill -0 "$trainer" 2>/dev/null; do  # a signal ends wait, not the trainer
@@ -201,13 +202,26 @@ while kill -0 "$trainer" 2>/dev/null; do  # a signal ends wait, not the trainer
 done"""
 
 
+_BY_MARK = (
+    "A run that stopped in time goes on in the next job; one that failed does not come back by itself.",
+    "((status == 0)) && [[ -e $run/stopped.json ]]",
+)
+_BY_SIGNAL = (
+    "An evaluation keeps what was answered: ended before its time limit, it goes on in the next job.",
+    "((status != 0 && is_signalled))",
+)
 _EPILOGUE = """
-# A run that stopped in time goes on in the next job; one that failed does not come back by itself.
-if ((status == 0)) && [[ -e $run/stopped.json ]]; then
+# {why}
+if {condition}; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
 """
+
+
+def _epilogue(request: JobRequest) -> str:
+    why, condition = _BY_SIGNAL if request.command[0] == "eval" else _BY_MARK
+    return _EPILOGUE.format(why=why, condition=condition)
 
 
 def _ranks(request: JobRequest) -> int:
@@ -225,19 +239,6 @@ def _ranked(words: Sequence[object]) -> str:
 
 def _ranked_array() -> str:
     return f'{_RANK} "$@"'
-
-
-def _config_words(request: JobRequest) -> list[str]:
-    """The command's settings, for other commands that read the same config."""
-    words = list(request.command[1:])
-    kept: list[str] = []
-    while words:
-        word = words.pop(0)
-        if word in ("--config-name", "--config-dir", "--nemo-config"):
-            kept += [word, words.pop(0)]
-        elif not word.startswith("-") and "=" in word:
-            kept.append(word)
-    return kept
 
 
 def _srun(

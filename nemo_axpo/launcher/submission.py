@@ -44,6 +44,7 @@ def job_request(
         cluster,
         str(run_dir),
         dependency=dependency,
+        settings=tuple(_config_words(options, config=config)),
     )
 
 
@@ -74,6 +75,17 @@ def _settings(command: str, options: argparse.Namespace) -> dict[str, str | None
     return settings | ({"model.path": str(options.checkpoint)} if command == "eval" else {})
 
 
+def _config_words(options: argparse.Namespace, *, config: Config) -> list[str]:
+    """The recipe, the settings and the model, as a command line."""
+    named = {"--config-name": options.config_name, "--config-dir": options.config_dir,
+             "--nemo-config": getattr(options, "nemo_config", None)}  # fmt: skip
+    words = [word for option, value in named.items() if value is not None for word in (option, str(value))]
+    words += options.overrides
+    if getattr(options, "checkpoint", None) is not None:
+        words.append(f"model.path={config.model.path}")
+    return words
+
+
 def _command_words(words: Sequence[str], options: argparse.Namespace, *, run_dir: Path) -> list[str]:
     kept = list(words)
     if getattr(options, "output_dir", None) is None:
@@ -102,8 +114,8 @@ def _check(config: Config, *, cluster: ClusterConfig, command: str) -> None:
         rule = "a job starts servers of vLLM"
         cure = "set engine=vllm_server, or job.servers.per_node=0 and engine.servers"
         problems.append(rule_message(rule, got=f"engine.name={config.engine.name}", cure=cure))
-    asked = job.servers.per_node * job.servers.gpus_each + (0 if job.servers.num_nodes else job.gpus_per_node)
-    if max(asked, job.gpus_per_node) > cluster.gpus_per_node:
+    asked = job.servers.per_node * job.servers.gpus_each + (0 if job.servers.num_nodes else config.trainer_gpus)
+    if max(asked, config.trainer_gpus) > cluster.gpus_per_node:
         rule = f"a node has {cluster.gpus_per_node} GPUs (cluster gpus_per_node)"
         problems.append(rule_message(rule, got=asked, cure="lower job.gpus_per_node or job.servers.per_node"))
     if job.tool_servers.num_nodes > (job.servers.num_nodes or job.num_nodes or 1):

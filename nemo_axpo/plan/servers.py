@@ -55,8 +55,8 @@ def server_problems(config: Config, memory: ServerMemory | None, *, gpus_per_nod
     """Servers that do not fit their GPUs, or GPUs that do not fit their nodes."""
     if memory is None:
         return
-    servers, job = config.job.servers, config.job
-    asked = servers.per_node * servers.gpus_each + (0 if servers.num_nodes else job.gpus_per_node)
+    servers = config.job.servers
+    asked = servers.per_node * servers.gpus_each + (0 if servers.num_nodes else config.trainer_gpus)
     if asked > gpus_per_node:
         rule = f"trainer and servers of a node must share its {gpus_per_node} GPUs"
         yield rule_message(rule, got=f"{asked}", cure="lower job.servers.per_node, or set job.servers.num_nodes")

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 
-from tiny_runs import AXPO, NUM_STEPS, metrics, reproducible, train
+from tiny_runs import AXPO, NUM_STEPS, WARM_START, metrics, reproducible, succeed, train
 
 from nemo_axpo.loop import TrainingLoop
 
@@ -35,3 +35,15 @@ def test_a_signal_lets_the_step_end_and_saves(checkpoint, tmp_path, monkeypatch)
     run = train(tmp_path / "run", *AXPO, checkpoint=checkpoint)
     assert json.loads((run / "stopped.json").read_text()) == {"step": 2, "reason": "signal SIGUSR1"}
     assert (run / "checkpoints" / "step_00002" / "state.json").exists() and not (run / "hf").exists()
+
+
+def test_the_warm_start_stops_and_goes_on_too(tmp_path):
+    settings = [*WARM_START, "sft.num_steps=3", "eval.window_questions=0"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    succeed("sft", "--output-dir", whole, *settings)
+    for step in (1, 2):
+        succeed("sft", "--output-dir", parts, *settings, "job.max_time=0:00:00:00", "--resume")
+        assert json.loads((parts / "stopped.json").read_text()) == {"step": step, "reason": "job.max_time"}
+    succeed("sft", "--output-dir", parts, *settings, "--resume")
+    assert not (parts / "stopped.json").exists()
+    assert (parts / "hf" / "model.safetensors").read_bytes() == (whole / "hf" / "model.safetensors").read_bytes()

@@ -34,7 +34,10 @@ def sbatch_text_of(name: str) -> str:
     """The job script of a recipe on a cluster with little said about it."""
     command = "sft" if name.startswith(f"{RECIPES}/sft") else "train"
     words = ["--dry-run", "--set", "mounts=[/lustre]", "--set", "account=account", "--set", "partition=batch", "--"]
-    words += [command, "--config-name", name, "model.path=/lustre/models/policy"]
+    if name.startswith(f"{RECIPES}/eval"):
+        words += ["eval", "--checkpoint", "/lustre/models/policy", "--benchmark", "all", "--config-name", name]
+    else:
+        words += [command, "--config-name", name, "model.path=/lustre/models/policy"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         assert main(["submit", *words, "--output-dir", f"/lustre/runs/{name.rpartition('/')[2]}"]) == 0

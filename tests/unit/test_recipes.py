@@ -9,9 +9,11 @@ from nemo_axpo.config.load import load_config
 from nemo_axpo.plan import published
 from nemo_axpo.plan.checks import layout_problems_of, memory_problems, warnings_of
 from nemo_axpo.plan.plan import Machine, PlanRequest, make_plan
+from nemo_axpo.plan.servers import server_memory, server_problems
 from nemo_axpo.plan.sizes import model_sizes
 
 NAMES = recipe_names()
+TRAINED = [name for name in NAMES if not name.startswith("recipes/eval")]
 MODELS = {size: published.published_config(size) for size in published.SIZES}
 
 
@@ -30,7 +32,7 @@ def planned(name, *overrides):
 
 def test_every_stage_has_every_size():
     stages = {name.removeprefix("recipes/").rpartition("_")[0] for name in NAMES}
-    assert {"sft", "grpo", "axpo"} <= stages
+    assert {"sft", "grpo", "axpo", "eval"} == stages
     assert set(NAMES) == {f"recipes/{stage}_{size}" for stage in stages for size in published.SIZES}
     assert set(GOLDEN.iterdir()) == {path(name) for name in NAMES for path in (golden_path, golden_sbatch_path)}
 
@@ -46,7 +48,7 @@ def test_the_job_script_is_the_golden_one(name):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_delayed", "fp8_blockwise"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_it_fits_80_gb_with_memory_to_spare(name, precision):
     problems, warnings, plan = planned(name, f"precision={precision}")
     assert (problems, warnings) == ([], [])
@@ -78,6 +80,16 @@ def test_servers_that_are_too_small_are_refused():
     assert "a server's GPUs must hold the weights" in problems[0] and "62.1 GiB of weights" in problems[0]
     problems, _, _ = planned("recipes/axpo_2b", "job.servers.per_node=5")
     assert "must share its 8 GPUs; got 9" in problems[0]
+
+
+@pytest.mark.parametrize("size", published.SIZES)
+def test_evaluation_asks_as_the_paper_does_and_its_servers_fit(size):
+    config = load_config(config_name=f"recipes/eval_{size}")
+    asked = config.benchmarks
+    assert (asked.num_rollouts, asked.temperature, asked.top_p, asked.top_k) == (4, 0.7, 0.8, 20)
+    assert (asked.presence_penalty, asked.max_turns, config.engine.max_model_len) == (1.5, 5, 32_768)
+    memory = server_memory(config, sizes=model_sizes(MODELS[size]), gpu_memory_gib=79.6)
+    assert memory.rows >= 8 and list(server_problems(config, memory, gpus_per_node=8)) == []
 
 
 def test_a_recipe_is_for_its_number_of_ranks():
