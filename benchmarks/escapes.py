@@ -1,12 +1,12 @@
 """What contains the escape attempts: the layers of our sandbox, alone and together, and other frameworks' executors.
 
-    python benchmarks/escapes.py --output benchmarks/results/escapes.json --table docs/escapes.md
-    (the peer: pip install smolagents; --without-smolagents leaves it out)
+    python benchmarks/escapes.py --output benchmarks/results/escapes.json --table docs/escapes.md --peer-path DIRECTORY ...
 
 The attempts (nemo_axpo/tools/python/escapes.py) are harmless where they succeed. They run as the user who starts this. A peer
-runs every attempt in a process of its own that is killed after ten seconds, in the way its project ships: smolagents'
-``LocalPythonExecutor`` with its default imports, and with all imports allowed; ``exec`` in a child process with a deadline, as
-most reinforcement learning frameworks do it.
+runs every attempt in a process of its own that is killed after fifteen seconds, in the way its project ships: smolagents'
+``LocalPythonExecutor`` with its default imports, and with all imports allowed; verl-tool's ``execute_python``, whose own limit is ten
+seconds; ``exec`` in a child process with a deadline, as most reinforcement learning frameworks do it. ``--peer-path`` is where
+smolagents is installed and verl-tool checked out (tool_call_peers.py names versions); without it, ``exec`` is the only peer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tool_call_peers import peer_environment
 
 from nemo_axpo.sandbox import seccomp
 from nemo_axpo.sandbox.policy import Layer, Limits, Policy
@@ -36,7 +40,7 @@ SETS = {
     "namespaces, rlimits": frozenset({Layer.NAMESPACES, Layer.RLIMITS}),
     "rlimits": frozenset({Layer.RLIMITS}),
 }
-DEADLINE_S = 10.0
+DEADLINE_S = 15.0
 _EXEC = "import sys; exec(compile(sys.stdin.read(), '<cell>', 'exec'), {'__name__': '__main__'})"
 _SMOLAGENTS = """
 import sys
@@ -46,10 +50,16 @@ executor.send_tools({})
 result = executor(sys.stdin.read())
 print(result.logs, result.output)
 """
+_VERL_TOOL = """
+import sys
+from verl_tool.servers.tools.python_code import execute_python
+print(execute_python(sys.stdin.read()))
+"""
 PEERS = {
     "exec in a child process": _EXEC,
     "smolagents, default imports": _SMOLAGENTS % "[]",
     "smolagents, all imports": _SMOLAGENTS % "['*']",
+    "verl-tool, python_code": _VERL_TOOL,
 }
 
 
@@ -62,21 +72,22 @@ def ours(layers: frozenset[Layer]) -> dict[str, str]:
     return {result.name: result.breach for result in results}
 
 
-def peer(program: str) -> dict[str, str]:
+def peer(program: str, *, paths: Sequence[Path]) -> dict[str, str]:
     """Breach by attempt; attempts on our own channel do not concern a peer."""
     stage = EscapeStage()
     try:
-        return {one.name: _by_peer(one, program=program, stage=stage) for one in ATTEMPTS if one.kind != "channel"}
+        return {one.name: _by_peer(one, program=program, stage=stage, paths=paths) for one in ATTEMPTS if one.kind != "channel"}
     finally:
         stage.close()
 
 
-def _by_peer(attempt: Attempt, *, program: str, stage: EscapeStage) -> str:
+def _by_peer(attempt: Attempt, *, program: str, stage: EscapeStage, paths: Sequence[Path]) -> str:
     started = time.monotonic()
     directory = tempfile.mkdtemp()
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=directory,
+        env=peer_environment(paths),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -87,7 +98,7 @@ def _by_peer(attempt: Attempt, *, program: str, stage: EscapeStage) -> str:
         output, _ = process.communicate(attempt.cell(stage.goals), timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:
         output = ""
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     shutil.rmtree(directory, ignore_errors=True)
     if "daemon" in attempt.name or "leave one" in attempt.name:
@@ -127,12 +138,12 @@ def _cell(column: dict[str, str], name: str) -> str:
     return (column[name] or "✓") if name in column else "–"
 
 
-def measure(names: Sequence[str]) -> dict[str, dict[str, str]]:
+def measure(names: Sequence[str], *, paths: Sequence[Path]) -> dict[str, dict[str, str]]:
     """Every set of layers, then the peers asked for."""
     jobs: dict[str, Callable[[], dict[str, str]]] = {
         name: (lambda layers=layers: ours(layers)) for name, layers in SETS.items()
     }
-    jobs |= {name: (lambda name=name: peer(PEERS[name])) for name in names}
+    jobs |= {name: (lambda name=name: peer(PEERS[name], paths=paths)) for name in names}
     columns = {}
     for name, job in jobs.items():
         columns[name] = job()
@@ -145,10 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the result here")
     parser.add_argument("--table", type=Path, help="write the Markdown table here")
-    parser.add_argument("--without-smolagents", action="store_true", help="leave out the peer that has to be installed")
+    parser.add_argument("--peer-path", type=Path, nargs="*", default=[], help="directories that peers are imported from")
     options = parser.parse_args()
-    names = [name for name in PEERS if not (options.without_smolagents and "smolagents" in name)]
-    columns = measure(names)
+    columns = measure(list(PEERS) if options.peer_path else list(PEERS)[:1], paths=options.peer_path)
     command = "python benchmarks/escapes.py"
     if options.table:
         options.table.write_text(table(columns, command=command))

@@ -105,17 +105,30 @@ def summary(times: Sequence[float], *, wall_s: float) -> dict[str, float]:
     """Milliseconds and calls a second."""
     return {
         "calls": len(times),
+        "best_ms": round(1000 * min(times), 3),
         "p50_ms": round(1000 * percentile(times, 50), 3),
         "p99_ms": round(1000 * percentile(times, 99), 3),
         "calls_per_s": round(len(times) / wall_s, 1),
     }
 
 
-def measured(calls: Coroutine[Any, Any, list[float]]) -> dict[str, float]:
-    """A summary of the seconds that ``calls`` returns."""
-    started = time.perf_counter()
+def measured(calls: Coroutine[Any, Any, list[float]], *, tool: PythonTool | None = None) -> dict[str, float]:
+    """A summary of the seconds that ``calls`` returns, and CPU milliseconds of a call, which a busy machine changes less."""
+    started, cpu_started = time.perf_counter(), _cpu_s(tool)
     times = asyncio.run(calls)
-    return summary(times, wall_s=time.perf_counter() - started)
+    wall_s = time.perf_counter() - started
+    time.sleep(0.2)  # until the last interpreters have ended
+    return summary(times, wall_s=wall_s) | {"cpu_ms": round(1000 * (_cpu_s(tool) - cpu_started) / len(times), 3)}
+
+
+def _cpu_s(tool: PythonTool | None) -> float:
+    """Of this process, the fork server, and their children that have ended."""
+    spent = os.times()
+    seconds = spent.user + spent.system + spent.children_user + spent.children_system
+    if tool is None:
+        return seconds
+    fields = Path(f"/proc/{tool._server._process.pid}/stat").read_text().rpartition(")")[2].split()
+    return seconds + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(tool: PythonTool, name: str, *, peer_paths: Sequence[Path]) -> dict[str, Any]:
@@ -123,8 +136,8 @@ def measure(tool: PythonTool, name: str, *, peer_paths: Sequence[Path]) -> dict[
     code, outside, slow = SNIPPETS[name], OUTSIDE[name], name == "matplotlib"
     live, fresh, processes = (128, 64, 8) if slow else (1024, 256, 16)
     results: dict[str, Any] = {
-        "live": {n: measured(live_calls(tool, code, count=live, concurrency=n)) for n in CONCURRENCY},
-        "fresh": {n: measured(fresh_calls(tool, code, count=fresh, concurrency=n)) for n in CONCURRENCY},
+        "live": {n: measured(live_calls(tool, code, count=live, concurrency=n), tool=tool) for n in CONCURRENCY},
+        "fresh": {n: measured(fresh_calls(tool, code, count=fresh, concurrency=n), tool=tool) for n in CONCURRENCY},
         "python -c": {n: measured(process_calls(outside, count=processes, concurrency=n)) for n in (1, 4)},
     }
     for peer in PROGRAMS if peer_paths else ():
@@ -132,6 +145,7 @@ def measure(tool: PythonTool, name: str, *, peer_paths: Sequence[Path]) -> dict[
         for n in PEER_CONCURRENCY.get(peer, (1, 4)):
             times, wall_s = peer_calls(peer, outside, concurrency=n, paths=peer_paths)
             results[peer][n] = summary(times, wall_s=wall_s)
+    results["load_average"] = os.getloadavg()[0]
     print(name, json.dumps(results), flush=True)
     return results
 

@@ -80,12 +80,12 @@ def _build_root(base: str, *, readable: Iterable[str], scratch_bytes: int, owner
     os.umask(0o022)  # the user inside is not its owner
     libc.mount(None, "/", None, libc.MS_REC | libc.MS_PRIVATE)
     libc.mount("tmpfs", base, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, "size=1m,nr_inodes=512,mode=755")
+    os.chdir(base)  # from here on by this mount: who removes the directory outside takes it off its path
     for path in readable:
-        _bind(path, base + path)
-    os.makedirs(base + SCRATCH, exist_ok=True)
+        _bind(path, f".{path}")
+    os.makedirs(f".{SCRATCH}", exist_ok=True)
     quota = f"size={scratch_bytes},nr_inodes=2048,mode=700,uid={owner},gid={owner}"
-    libc.mount("tmpfs", base + SCRATCH, "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, quota)
-    os.chdir(base)
+    libc.mount("tmpfs", f".{SCRATCH}", "tmpfs", libc.MS_NOSUID | libc.MS_NODEV, quota)
     libc.pivot_root(".", ".")
     libc.detach_mount(".")
     libc.mount(None, "/", None, libc.MS_REMOUNT | libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV)
