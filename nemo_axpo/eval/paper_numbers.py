@@ -44,7 +44,7 @@ class PaperNumbers:
     pass_at_4: Rows
     """The same rows: any of the four rollouts."""
     tool_use: Rows
-    """The same rows: rollouts with a tool call ÷ rollouts."""
+    """The same rows. Of questions or of one evaluation, by their resolution (docs/evaluation.md)."""
     ablations: ScoreTable
     """AXPO at 8B without one of its parts, on four benchmarks."""
     alternatives: ScoreTable

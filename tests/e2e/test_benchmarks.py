@@ -68,7 +68,7 @@ def test_an_evaluation_its_interruption_and_its_table(checkpoint, benchmark, tmp
     assert sharded["scores"] == result["scores"]
 
     succeed("table", out, tmp_path / "shards", "--output", tmp_path / "table")
-    assert (tmp_path / "table" / "table.md").read_text().count("| 0.1B random |") == 6  # two models, three measures
+    assert (tmp_path / "table" / "table.md").read_text().count("| 0.1B random |") == 4  # two models, two measures
 
     # Other settings are another evaluation.
     refused = evaluate(checkpoint, benchmark, out, "benchmarks.temperature=0.5", run=nemo_axpo)

@@ -64,3 +64,21 @@ def test_groups_are_the_nine_and_nothing_can_be_changed():
     with pytest.raises(TypeError):
         NUMBERS.pass_at_1["8B SFT"]["MathVision"] = 100.0
     assert load_paper_numbers() is NUMBERS
+
+
+SIZES = {
+    "MathVision": 304, "DynaMath": 501, "VStar": 191, "VisualProbe-hard": 106, "HR-Bench-4K": 200, "HR-Bench-8K": 200,
+    "HR-MMSearch": 305, "MMSearch": 300,
+}  # fmt: skip
+
+
+def whole_questions(rows):
+    """Printed values that are a whole number of questions, and all of them."""
+    values = [(row[name], size) for row in rows.values() for name, size in SIZES.items()]
+    return sum(round(100 * round(value * size / 100) / size, 1) == value for value, size in values), len(values)
+
+
+def test_printed_tool_use_is_of_questions_as_pass_at_4_is():
+    """What docs/evaluation.md says of it; Pass@1, a mean over four rollouts, is mostly in between."""
+    assert whole_questions(NUMBERS.tool_use) == whole_questions(NUMBERS.pass_at_4) == (128, 128)
+    assert whole_questions(NUMBERS.pass_at_1) == (43, 128)

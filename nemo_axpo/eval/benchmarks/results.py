@@ -33,11 +33,6 @@ class ModelResult:
     paper_row: str | None = None
     """Row of the paper's table it is compared with."""
 
-    @property
-    def average_tool_use(self) -> float | None:
-        """Plain mean over the benchmarks there are."""
-        return sum(score.tool_use.value for score in self.scores) / len(self.scores) if self.scores else None
-
 
 def write_result(result: ModelResult, directory: Path) -> Path:
     """Writes ``results.json`` whole or not at all; returns its path."""

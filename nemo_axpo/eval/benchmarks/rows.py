@@ -78,15 +78,20 @@ def columns_of(results: Sequence[ModelResult]) -> tuple[Column, ...]:
 
 
 def blocks_of(results: Sequence[ModelResult], *, columns: Sequence[Column]) -> tuple[Block, ...]:
-    """Pass@1, Pass@k and tool use; every own row is followed by the paper's and the difference, where it is compared."""
+    """Pass@1, Pass@k and tool use; every own row is followed by the paper's and the difference, where it is compared.
+
+    Tool use is shown of rollouts and of questions: the paper does not say of which it is, so there is no difference.
+    """
     paper = load_paper_numbers()
-    return tuple(
+    blocks = [
         Block(
             measure.title,
             tuple(row for result in results for row in _rows(result, measure, columns=columns, paper=paper)),
         )
         for measure in _measures(results)
-    )
+    ]
+    tool_rows = tuple(row for result in results for row in _tool_rows(result, columns=columns, paper=paper))
+    return (*blocks, Block("Tool use", tool_rows))
 
 
 def _measures(results: Sequence[ModelResult]) -> tuple[Measure, ...]:
@@ -95,7 +100,6 @@ def _measures(results: Sequence[ModelResult]) -> tuple[Measure, ...]:
     return (
         Measure("Pass@1", "pass_at_1", "average_pass_at_1", "pass_at_1"),
         Measure(title, "pass_at_k", "average_pass_at_k", "pass_at_4"),
-        Measure("Tool use", "tool_use", "average_tool_use", "tool_use"),
     )
 
 
@@ -115,6 +119,27 @@ def _rows(result: ModelResult, measure: Measure, *, columns: Sequence[Column], p
         return [own]
     printed = _printed(printed_rows[result.paper_row], label=result.paper_row, columns=columns, scores=scores)
     return [own, printed, _difference(own, printed)] if any(printed.cells) else [own]
+
+
+def _tool_rows(result: ModelResult, *, columns: Sequence[Column], paper: PaperNumbers) -> list[Row]:
+    """Rollouts with a call, questions with such a rollout, and what the paper prints."""
+    scores = {score.name: score for score in result.scores}
+    found = [scores.get(column.name) for column in columns]
+    of_rollouts = tuple(score and _cell(score.tool_use) for score in found)
+    of_questions = tuple(score and Cell(100 * score.questions_with_tool) for score in found)
+    rows = [
+        Row(f"{result.label}: rollouts", "own", of_rollouts, _mean(of_rollouts)),
+        Row(f"{result.label}: questions", "own", of_questions, _mean(of_questions)),
+    ]
+    if result.paper_row in paper.tool_use:
+        printed = _printed(paper.tool_use[result.paper_row], label=result.paper_row, columns=columns, scores=scores)
+        rows += [printed] if any(printed.cells) else []
+    return rows
+
+
+def _mean(cells: Sequence[Cell | None]) -> Cell | None:
+    values = [cell.value for cell in cells if cell is not None]
+    return Cell(sum(values) / len(values)) if values else None
 
 
 def _own_cell(score: BenchmarkScore | None, measure: Measure) -> Cell | None:

@@ -53,7 +53,9 @@ class BenchmarkScore:
     std: float | None
     """Of Pass@1 over k evaluations."""
     tool_use: Estimate
+    """Rollouts with a tool call ÷ rollouts."""
     questions_with_tool: float
+    """Questions with at least one such rollout ÷ questions."""
     tool_accuracy: float | None
     """Right among the rollouts with a tool call."""
     direct_accuracy: float | None
