@@ -61,7 +61,8 @@ def _latex_head(columns: Sequence[Column]) -> list[str]:
         rules += [rf"\cmidrule(lr){{{start}-{start + size - 1}}}"] if name else []
         start += size
     titles = [_escaped(column.title) for column in columns]
-    return [" & ".join(["", *over, ""]) + r" \\", " ".join(rules), " & ".join(["", *titles, AVERAGE]) + r" \\"]
+    head = [" & ".join(["", *over, ""]) + r" \\", " ".join(rules)] if any(name for name, _ in groups) else []
+    return [*head, " & ".join(["", *titles, AVERAGE]) + r" \\"]
 
 
 def _latex_row(row: Row) -> str:
