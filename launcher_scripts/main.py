@@ -34,7 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     register_stage(upstream.STR2STAGECLASS)
     register_resolvers()
     sys.argv[1:] = with_stage(arguments)
-    hydra.main(config_path=str(launcher / "conf"), config_name="config", version_base="1.2")(upstream.main.__wrapped__)()
+    hydra.main(config_path=str(launcher / "conf"), config_name="config", version_base="1.2")(
+        upstream.main.__wrapped__
+    )()
 
 
 def with_stage(arguments: Sequence[str]) -> list[str]:

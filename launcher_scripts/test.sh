@@ -7,7 +7,7 @@ usage() {
 usage: launcher_scripts/test.sh [PYTEST ARGUMENT]...
 
 Installs into .venv where needed, checks the style with ruff, then runs pytest with the arguments given. Tests marked
-slow, gpu, vllm, trtllm, nemo or launcher are left out unless a marker expression of your own (-m) asks for them.
+slow, gpu, vllm, trtllm, nemo, launcher or nemo_run are left out unless a marker expression of your own (-m) asks for them.
 
   launcher_scripts/test.sh                     the default suite
   launcher_scripts/test.sh -m slow             the slow tests
@@ -17,7 +17,7 @@ HELP
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-selection=(-m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher")
+selection=(-m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run")
 for argument in "$@"; do
   case $argument in
     -h | --help) usage; exit 0 ;;

@@ -30,4 +30,4 @@ while IFS= read -r file; do files+=("$file"); done < <(
   grep -rlE '\btransformers\b|nemo_axpo\.(models|actors|engines|data|world)\b' tests --include='test_*.py' | sort
 )
 "$venv/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'
-exec "$venv/bin/python" -m pytest -q -m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher" "${files[@]}" "$@"
+exec "$venv/bin/python" -m pytest -q -m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run" "${files[@]}" "$@"

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A trainer on several nodes without a queue: run the same line on every node, with its own --node-rank.
+set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+usage: launcher_scripts/torchrun.sh --nodes N --node-rank I --gpus G --address HOST [--port P] -- COMMAND...
+
+  --nodes N      nodes of the trainer
+  --node-rank I  number of this node, from 0
+  --gpus G       ranks of each node
+  --address H    host of node 0, as the others reach it
+  --port P       default: 29500
+  -h, --help     this text
+
+COMMAND is one of nemo-axpo: train --config-name recipes/axpo_8b model.path=... 'engine.servers=[http://host:8000]'.
+A run is stopped in time by job.max_time: torchrun passes no signal on to its ranks.
+HELP
+}
+
+nodes='' rank='' gpus='' address='' port=29500
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --nodes) nodes=${2:?--nodes needs a number}; shift 2 ;;
+    --node-rank) rank=${2:?--node-rank needs a number}; shift 2 ;;
+    --gpus) gpus=${2:?--gpus needs a number}; shift 2 ;;
+    --address) address=${2:?--address needs a host}; shift 2 ;;
+    --port) port=${2:?--port needs a number}; shift 2 ;;
+    --) shift; break ;;
+    *) echo "torchrun.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
+  esac
+done
+if [[ -z $nodes || -z $rank || -z $gpus || -z $address ]] || (($# == 0)); then
+  echo "torchrun.sh: --nodes, --node-rank, --gpus, --address and a command are needed (see --help)" >&2
+  exit 2
+fi
+exec torchrun --nnodes "$nodes" --node-rank "$rank" --nproc-per-node "$gpus" \
+  --master-addr "$address" --master-port "$port" -m nemo_axpo.cli "$@"
