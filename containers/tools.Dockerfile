@@ -1,0 +1,27 @@
+# A tool server: no GPU. The packages of the default environment with torch for CPUs, which imports of the package need.
+# Not built yet.
+ARG PYTHON_IMAGE
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE}
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# libseccomp is one of the sandbox's walls. Debian keeps no old versions, so there is nothing to pin.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libseccomp2 \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /opt/nemo_axpo
+COPY requirements/cpu.txt /tmp/cpu.txt
+RUN sed 's/^torch==.*/&+cpu/' /tmp/cpu.txt > /tmp/pinned.txt \
+    && pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu -r /tmp/pinned.txt \
+    && rm /tmp/cpu.txt /tmp/pinned.txt
+
+COPY . /opt/nemo_axpo
+RUN pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/nemo_axpo \
+    && useradd --create-home --uid 10001 tools
+USER 10001
+
+EXPOSE 8900
+ENTRYPOINT ["nemo-axpo", "tool-server"]
+CMD ["tools.names=[python]", "--host", "0.0.0.0", "--port", "8900"]
