@@ -13,7 +13,7 @@ CONTAINERS = ROOT / "containers"
 
 
 def pins(path):
-    return dict(re.findall(r"^([\w.-]+?)==?(\S+)$", path.read_text(), flags=re.M))
+    return dict(re.findall(r"^([\w.-]+?)==?(\S+)$", path.read_text(), flags=re.MULTILINE))
 
 
 def test_versions_of_the_images_are_those_that_are_tested():
@@ -26,13 +26,13 @@ def test_versions_of_the_images_are_those_that_are_tested():
 def test_every_argument_of_a_dockerfile_has_a_version():
     versions = pins(CONTAINERS / "versions.env")
     for path in CONTAINERS.glob("*.Dockerfile"):
-        assert set(re.findall(r"^ARG (\w+)", path.read_text(), flags=re.M)) <= set(versions), path
+        assert set(re.findall(r"^ARG (\w+)", path.read_text(), flags=re.MULTILINE)) <= set(versions), path
 
 
 def test_the_trainer_keeps_the_containers_own_packages(tmp_path):
     """The very lines of the Dockerfile, run on its files."""
     text = (CONTAINERS / "trainer.Dockerfile").read_text()
-    commands = re.search(r"^RUN (kept=.*?ours\.txt) \\$", text, flags=re.M | re.S)[1].replace("\\\n", "")
+    commands = re.search(r"^RUN (kept=.*?ours\.txt) \\$", text, flags=re.MULTILINE | re.DOTALL)[1].replace("\\\n", "")
     for source in (ROOT / "requirements" / "cpu.txt", CONTAINERS / "kept_by_the_image.txt"):
         (tmp_path / source.name).write_text(source.read_text())
     subprocess.run(["bash", "-ec", commands.replace("/tmp/", f"{tmp_path}/")], check=True)
