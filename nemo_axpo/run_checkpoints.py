@@ -42,6 +42,10 @@ class RunCheckpoints:
         """Publishes what is being written; without ``wait`` only what is done."""
         self._store.finish(wait=wait)
 
+    def rescue(self) -> None:
+        """Publishes what is being written when an error ends the run, if that ends every rank; raises nothing."""
+        self._store.rescue()
+
     def restore(self) -> tuple[int, dict[str, Any]]:
         """Loads the newest checkpoint: the number of finished steps and the values saved; ``(0, {})`` without one.
 

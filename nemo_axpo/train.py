@@ -81,6 +81,7 @@ class Trainer:
             await self._write_evaluation("final")
             save_policy(self._actor, self._run.path / "hf", replicas=self._replicas)
         finally:
+            self._checkpoints.rescue()
             await self._parts.close()
 
     async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> bool:

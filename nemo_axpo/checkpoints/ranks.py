@@ -43,6 +43,22 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def are_all_here(self, place: str, *, timeout_s: float) -> bool:
+        """Whether every rank comes to ``place`` within ``timeout_s``; a name that this job has not used yet.
+
+        They meet at the job's store: a collective that lacks a rank would wait for the group's own timeout, or at exit.
+        """
+        if self.count == 1:
+            return True
+        names = [f"{place}/{rank}" for rank in range(self.count)]
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(names[self.index], b"")
+            store.wait(names, datetime.timedelta(seconds=timeout_s))
+        except RuntimeError:  # a rank that is late, gone or elsewhere
+            return False
+        return True
+
     def together(self, action: Callable[[], Value], *, errors: tuple[type[Exception], ...]) -> list[Value]:
         """What ``action`` gives on every rank; :class:`RankError` on all of them where one raises one of ``errors``."""
         result, failure = None, None

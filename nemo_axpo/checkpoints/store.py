@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
     from nemo_axpo.checkpoints.sharded_files import ShardedSave
 
+logger = logging.getLogger(__name__)
+
+RESCUE_TIMEOUT_S = 60.0
+"""How long a rank that an error ends waits for the others: torchrun ends these only when it is gone."""
 _WRITE_ERRORS = (OSError, SafetensorError)
 
 
@@ -127,6 +132,24 @@ class CheckpointStore:
             files = pending.save.finish()
             self._ranks.on_main(lambda: self._publish(pending, files=files), errors=_WRITE_ERRORS)
         return pending.step
+
+    def rescue(self, *, timeout_s: float = RESCUE_TIMEOUT_S) -> int | None:
+        """Publishes an asynchronous save before an error ends the job; its step, None where there is none to publish.
+
+        For a ``finally``: it raises nothing of its own. An error that ends one rank alone leaves the others in the middle of a
+        step; then, after ``timeout_s``, the save is given up and the checkpoint before stays the newest.
+        """
+        if self._pending is None:
+            return None
+        step = self._pending.step
+        if not self._ranks.are_all_here(f"rescue {self.path_of(step)}", timeout_s=timeout_s):
+            logger.warning("the checkpoint of step %d is lost: not every rank is there to finish it", step)
+            return None
+        try:
+            return self.finish()
+        except (CheckpointError, RuntimeError) as error:  # the latter of gloo
+            logger.warning("the checkpoint of step %d is lost: %s", step, error)
+            return None
 
     def read(self, step: int | None = None) -> Checkpoint:
         """The checkpoint of ``step`` (default: the newest), every byte of it verified; each rank reads a share.

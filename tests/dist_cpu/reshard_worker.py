@@ -103,6 +103,19 @@ def failures(checkpoint: str, values: str, *, store: Path) -> list[str]:
     return told
 
 
+def rescued(checkpoint: str, values: str, *, store: Path) -> dict[str, int | None]:
+    """The step that this rank saves from an error, by the rank that it ends: all of them, or one alone."""
+    actor, rank, found = build(checkpoint, values), dist.get_rank(), {}
+    for number, name in enumerate(("all", "0", "1")):
+        checkpoints = CheckpointStore(store / name, is_async=True)
+        checkpoints.save(1, tensors=actor.sharded_state(), state={})
+        if name in ("all", str(rank)):
+            found[name] = checkpoints.rescue(timeout_s=60.0 if name == "all" else 1.0)
+        dist.barrier()
+        assert len(CheckpointStore(store / name).steps()) == (number == 0)
+    return found
+
+
 def save_and_finish(actor: Actor, checkpoints: CheckpointStore) -> None:
     """A save that is over when it returns."""
     checkpoints.save(2, tensors=actor.sharded_state(), state={})
@@ -138,8 +151,10 @@ def main() -> None:
     dist.barrier()
     told: list = [None] * dist.get_world_size()
     dist.all_gather_object(told, failures(checkpoint, named[last], store=broken))
+    saved_by: list = [None] * dist.get_world_size()
+    dist.all_gather_object(saved_by, rescued(checkpoint, named[last], store=stores.with_name("rescued")))
     if dist.get_rank() == 0:
-        torch.save({"saved": saved, "resumed": resumed, "told": told}, stores / "results.pt")
+        torch.save({"saved": saved, "resumed": resumed, "told": told, "rescued": saved_by}, stores / "results.pt")
 
 
 if __name__ == "__main__":

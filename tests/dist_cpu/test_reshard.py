@@ -78,6 +78,8 @@ def check(path: Path, layouts: dict[str, str], *, tied: bool) -> None:
             assert "got rank 1:" in message and "File too large" in message
             assert "free some space and resume from the last good checkpoint" in message
         assert "a checkpoint must be what was written; got rank" in truncated and "__1_0.distcp has" in truncated
+    # An error that ends one rank alone waits for nobody longer than it is told, and publishes nothing.
+    assert results["rescued"] == [{"all": 1, "0": None}, {"all": 1, "1": None}]
 
 
 def test_a_checkpoint_of_any_layout_continues_under_another(tmp_path):

@@ -265,6 +265,17 @@ def test_an_asynchronous_save_is_invisible_until_it_is_finished(tmp_path, monkey
     assert torch.equal(loaded(store)["w"], torch.full((4, 3), 3.0))
 
 
+def test_an_error_that_ends_the_job_leaves_what_was_saved_before_it(tmp_path, monkeypatch, caplog):
+    store = CheckpointStore(tmp_path, is_async=True)
+    assert store.rescue() is None
+    save(store, 1)
+    assert store.rescue() == 1 and store.steps() == [1] and store.rescue() is None
+    monkeypatch.setattr(sharded_files.torch, "save", lambda *given: 1 / 0)
+    save(store, 2)
+    assert store.rescue() is None and store.steps() == [1]
+    assert "the checkpoint of step 2 is lost" in caplog.text and "ZeroDivisionError" in caplog.text
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_writer_that_breaks_publishes_nothing(tmp_path, monkeypatch, is_async):
     """Not an error of the disk, and in a thread, where nobody would see it."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from small_runs import read_rows, small_config
 
 from nemo_axpo import assembly, job
+from nemo_axpo.checkpoints.sharded_files import ShardedSave
 from nemo_axpo.engines.hf.engine import HfEngine
 from nemo_axpo.job import metrics_sinks
 from nemo_axpo.loop import TrainingLoop
@@ -53,6 +55,28 @@ def names(path):
 
 def evaluated_steps(path):
     return [row["step"] for row in read_rows(path) if "eval/pass@1" in row]
+
+
+def test_an_error_does_not_cost_the_checkpoint_that_is_being_written(tiny_checkpoint, tmp_path, monkeypatch):
+    """The first step's is in its thread when the second step breaks."""
+    settings = ("train.checkpoint_every=1", "train.num_steps=2")
+    config = small_config(*settings, output_dir=tmp_path / "run", checkpoint=tiny_checkpoint)
+    write, explore = ShardedSave.write, TrainingLoop.explore
+
+    def slow_write(self, **options):
+        time.sleep(1.0)
+        write(self, **options)
+
+    async def broken_explore(self, index):
+        if index == 1:
+            raise RuntimeError("a bug of the second step")
+        return await explore(self, index)
+
+    monkeypatch.setattr(ShardedSave, "write", slow_write)
+    monkeypatch.setattr(TrainingLoop, "explore", broken_explore)
+    with pytest.raises(RuntimeError, match="a bug of the second step"):
+        run_training(config)
+    assert names(tmp_path / "run" / "checkpoints") == ["step_00001"]
 
 
 # ------------------------------------------------------------------------------------------------------------- cadence
