@@ -313,6 +313,19 @@ def test_forks_end_with_their_source(server):
     assert asyncio.run(scenario()) == "died"
 
 
+def test_a_fork_that_fails_leaves_its_source(server):
+    async def scenario():
+        source = forking(server)
+        await source.run("import resource; resource.setrlimit(resource.RLIMIT_NPROC, (1, 1)); x = 5", timeout_s=5)
+        with pytest.raises(ToolUnavailableError, match="it ended at once"):
+            await source.fork()
+        value = (await source.run("x", timeout_s=5)).value
+        await source.close()
+        return value
+
+    assert asyncio.run(scenario()) == "5"
+
+
 def test_an_interpreter_that_may_not_fork_says_so(server):
     policy = Policy(frozenset(Layer), Limits(), readable_paths(), seccomp.build_filter(allow_fork=False, channel=CHANNEL))
     with pytest.raises(ValueError, match="can be forked where its seccomp filter allows it"):

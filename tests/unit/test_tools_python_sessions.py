@@ -120,6 +120,8 @@ def test_files_are_encoded_once_and_the_oldest_forgotten(store, tmp_path):
     assert (tmp_path / "again.png").stat().st_ino == (tmp_path / "2.png").stat().st_ino
     files.place(ids[2], tmp_path / "own.png", can_share=False)
     assert (tmp_path / "own.png").stat().st_ino != (tmp_path / "2.png").stat().st_ino
+    files.place(ids[2], tmp_path / "2.png", can_share=True)  # again, after a call that was cancelled
+    assert Image.open(tmp_path / "2.png").size == (42, 40)
 
 
 # ------------------------------------------------------------------------------------------- servers and processes
@@ -200,6 +202,19 @@ def test_a_server_that_is_gone_takes_no_interpreter(store):
     tool = PythonTool(store)
     with pytest.raises(ToolUnavailableError, match="takes no interpreter"):
         tool._server.open({}, channel=socket.socket(socket.AF_UNIX))
+    tool.close()
+
+
+@pytest.mark.parametrize("lost", ["directory", "images"])
+def test_without_room_on_the_disk_the_rollout_is_lost(store, lost):
+    tool = PythonTool(store)
+    images = [store.add(Image.new("RGB", (60, 40), "red"))]
+    if lost == "directory":
+        shutil.rmtree(tool._server.directory)
+    else:
+        (tool._server.directory / "images").write_text("no directory")
+    with pytest.raises(ToolUnavailableError, match="has no place|cannot be kept"):
+        cell(tool, "1", images=images)
     tool.close()
 
 

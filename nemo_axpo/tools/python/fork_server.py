@@ -168,7 +168,11 @@ def _fork(scratch: str, *, name: str, policy: Policy) -> str:
     channel = socket.socket(fileno=CHANNEL)
     _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
     channel.detach()
-    if os.fork():
+    try:
+        is_source = os.fork() != 0
+    except OSError:  # a cell took all the processes it may have: whoever asked sees the new channel end
+        is_source = True
+    if is_source:
         os.close(descriptors[0])
         return scratch
     os.dup2(descriptors[0], CHANNEL)

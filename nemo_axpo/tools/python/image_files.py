@@ -30,12 +30,15 @@ class ImageFiles:
     def place(self, image_id: ImageId, path: Path, *, can_share: bool) -> None:
         """A file at ``path`` with the image; it stays there whatever happens to the one kept here.
 
-        ``can_share``: who reads it cannot write it, so that it may be the file that others read.
+        ``can_share``: who reads it cannot write it, so that it may be the file that others read. What is at ``path`` already stays:
+        the call that placed it was cancelled. OSError where there is no room.
         """
         with self._lock:
+            if path.exists():
+                return
             kept = self._kept(image_id)
             if not (can_share and _link(kept, path)):
-                shutil.copyfile(kept, path)
+                shutil.copy(kept, path)  # with its rights
 
     def _kept(self, image_id: ImageId) -> Path:
         path = self._directory / f"{image_id}.png"

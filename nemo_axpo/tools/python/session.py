@@ -75,11 +75,12 @@ class PythonSession:
 
     async def open(self) -> None:
         """Forks the interpreter; ToolUnavailableError where that fails."""
-        self._directory = Path(tempfile.mkdtemp(dir=self._server.directory))
-        for name in ("root", "images"):
-            (self._directory / name).mkdir()
-        self.image_directory.chmod(0o755)  # for the user that the interpreter becomes
-        ours, theirs = _channel()
+        try:
+            self._make_directory()
+            ours, theirs = _channel()
+        except OSError as error:
+            self._drop()
+            raise ToolUnavailableError(f"an interpreter of the python tool has no place ({error})") from error
         try:
             # A call that is cancelled meanwhile closes our end and removes the directory: what comes to be ends at once.
             await asyncio.to_thread(self._ask, self._request(), theirs)
@@ -88,6 +89,12 @@ class PythonSession:
             ours.close()
             self._drop()
             raise
+
+    def _make_directory(self) -> None:
+        self._directory = Path(tempfile.mkdtemp(dir=self._server.directory))
+        for name in ("root", "images"):
+            (self._directory / name).mkdir()
+        self.image_directory.chmod(0o755)  # for the user that the interpreter becomes
 
     def _ask(self, request: dict[str, Any], channel: socket.socket) -> None:
         """In a thread: the server may have to start, or be busy."""

@@ -23,6 +23,7 @@ from nemo_axpo.sandbox import seccomp
 from nemo_axpo.sandbox.policy import Layer, Limits, Policy
 from nemo_axpo.sandbox.probe import probe_layers
 from nemo_axpo.tools.agent_prompt import tool_schema
+from nemo_axpo.tools.base import ToolUnavailableError
 from nemo_axpo.tools.python.fork_server import CHANNEL
 from nemo_axpo.tools.python.image_files import ImageFiles
 from nemo_axpo.tools.python.server_process import ServerProcess, readable_paths
@@ -124,9 +125,12 @@ class _RolloutSession:
         """Files of what the interpreter has not seen. A large picture takes seconds to encode, once."""
         ids = self._images[self._num_sent :]
         paths = [self._session.image_directory / f"image_{self._num_sent + n}.png" for n in range(len(ids))]
+        place = self._tool.image_files.place
         for image_id, path in zip(ids, paths, strict=True):
-            place = self._tool.image_files.place
-            await asyncio.to_thread(place, image_id, path, can_share=self._session.is_walled)
+            try:
+                await asyncio.to_thread(place, image_id, path, can_share=self._session.is_walled)
+            except OSError as error:
+                raise ToolUnavailableError(f"an image of the rollout cannot be kept as a file ({error})") from error
         self._num_sent += len(ids)
         return paths
 
