@@ -20,6 +20,11 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         epilog="example: nemo-axpo submit --cluster mine.yaml -- train --config-name recipes/axpo_8b model.path=/models/sft_8b",
     )
     parser.add_argument("--cluster", default="slurm", metavar="FILE", help="a file like conf/cluster/slurm.yaml")
+    parser.add_argument(
+        "--kubernetes",
+        metavar="FILE",
+        help="a file like conf/kubernetes/k8s.yaml: print a manifest for kubectl apply -f -",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the cluster's file")
     parser.add_argument("--name", help="of the job (default: the run directory's name)")
     parser.add_argument("--dependency", metavar="SPEC", help="as sbatch takes it, e.g. afterok:123")
@@ -33,6 +38,11 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_axpo.launcher.submission import submit
 
     request = _request(options)
+    if options.kubernetes is not None:
+        from nemo_axpo.launcher.kubernetes import load_kubernetes, manifest
+
+        print(manifest(request, load_kubernetes(options.kubernetes)), end="")
+        return
     text = sbatch_text(request)
     print(text if options.dry_run else submit(request, text), end="" if options.dry_run else "\n")
 
