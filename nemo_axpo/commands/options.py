@@ -86,7 +86,7 @@ def check(config: Config, *, needs_policy: bool) -> None:
     if needs_policy:
         check_model_path(config)
     layout = {"tensor_parallel": config.actor.tensor_parallel, "pipeline_parallel": config.actor.pipeline_parallel}
-    if needs_policy and max(layout.values()) > 1:
+    if config.model.path is not None and max(layout.values()) > 1:
         from nemo_axpo.models.qwen3_vl.layout_rules import require_layout
 
         require_layout(config.model.path, **layout)

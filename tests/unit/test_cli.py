@@ -166,11 +166,15 @@ def test_the_log_is_on_stderr_and_one_rank_tells_all(monkeypatch, capsys, policy
         assert capsys.readouterr().err.splitlines() == shown
 
 
-def test_a_layout_that_does_not_divide_the_model_is_refused_before_ranks_meet(calls, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_a_layout_that_does_not_divide_the_model_is_refused_before_ranks_meet(
+    calls, tmp_path, capsys, monkeypatch, command
+):
     from tiny_qwen3_vl import tiny_config
 
     tiny_config(layers=4).save_pretrained(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert main(["train", f"model.path={tmp_path}", "--output-dir", str(tmp_path / "run"), "actor.tensor_parallel=4"]) == 2
+    settings = [f"model.path={tmp_path}", "--output-dir", str(tmp_path / "run"), "actor.tensor_parallel=4"]
+    assert main([command, *settings]) == 2
     assert "num_key_value_heads must be divisible by the ranks that share it; got 2 over 4" in capsys.readouterr().err
     assert not calls
