@@ -31,9 +31,7 @@ def stage_class() -> type:
         from nemo_launcher.core.stages import NeMoStage
     except ImportError as error:
         rule = "the stage axpo needs the package nemo_launcher"
-        cure = (
-            "put NeMo-Framework-Launcher/launcher_scripts on PYTHONPATH, or use launcher_scripts/slurm of this project"
-        )
+        cure = "put NeMo-Framework-Launcher/launcher_scripts on PYTHONPATH, or use `nemo-axpo submit`"
         raise ImportError(rule_message(rule, got=error, cure=cure)) from None
 
     class AXPOStage(NeMoStage):
