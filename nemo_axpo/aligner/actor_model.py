@@ -29,6 +29,7 @@ from nemo_axpo.aligner.rows import RowTable, pack_predictions, unpack_prediction
 from nemo_axpo.aligner.step_data import pack_step, regroup
 from nemo_axpo.errors import rule_message
 from nemo_axpo.eval.evaluate import EvalResult, summarize
+from nemo_axpo.job import memory_metrics
 from nemo_axpo.loop import Experience, QuestionSource
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.training_parts import TrainingParts
@@ -60,13 +61,14 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         """The last validation."""
         self.observer: Observer | None = None
         """Told of every step once its rows have their credit."""
+        self._sync_metrics: dict[str, float] = {}
         self._begin_stage()
 
     # ------------------------------------------------------------------------------------------------- inference
-    def prepare_for_inference(self) -> dict[str, float]:
-        """Brings the policy to the engine where it does not hold it yet; metrics of the transfer."""
+    def prepare_for_inference(self) -> None:
+        """Brings the policy to the engine where it does not hold it yet."""
         self._begin_stage()
-        return self.generation.refit(self)
+        self._sync_metrics = self.generation.refit(self)
 
     @torch.no_grad()
     def infer(self, inference_batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -195,6 +197,10 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
     def continuations(self) -> tuple[Rollout, ...]:
         """Of the stage, sampled here."""
         return tuple(self._continuations)
+
+    def stage_metrics(self) -> dict[str, float]:
+        """Of the transfer of weights before the stage, where there was one, and of memory so far. Every rank calls it."""
+        return {**self._sync_metrics, **memory_metrics(self._parts.replicas)}
 
     def evaluate(self) -> EvalResult:
         """The validation rollouts of all replicas reduced to rates. Every rank calls it."""

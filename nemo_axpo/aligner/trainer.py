@@ -98,7 +98,7 @@ class AXPOTrainer(ReinforceTrainer):
                 batches.append(self.model.infer_continuations(plan))
             rows = self.model.rollouts + self.model.continuations
             self._experience = self.model.experience(self.model.continuations, scores=scores, plan=plan)
-            metrics = _present(experience_metrics(self._experience))
+            metrics = _present({**experience_metrics(self._experience), **self.model.stage_metrics()})
             metrics["rewards"] = metrics.get("rollout/accuracy", 0.0)
         rewards = [self.rm.infer_rm(batch).result().squeeze(1) for batch in batches]
         rollout_batch = concatenate([dict(batch) for batch in batches], pad_id=self.model.tokenizer.eos_id)
