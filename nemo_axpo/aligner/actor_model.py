@@ -68,7 +68,8 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
     def prepare_for_inference(self) -> None:
         """Brings the policy to the engine where it does not hold it yet."""
         self._begin_stage()
-        self._sync_metrics = self.generation.refit(self)
+        # A validation between two steps has brought the weights already: the step that follows tells of it.
+        self._sync_metrics = self.generation.refit(self) or self._sync_metrics
 
     @torch.no_grad()
     def infer(self, inference_batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -199,7 +200,7 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         return tuple(self._continuations)
 
     def stage_metrics(self) -> dict[str, float]:
-        """Of the transfer of weights before the stage, where there was one, and of memory so far. Every rank calls it."""
+        """Of the last transfer of weights, and of memory so far. Every rank calls it."""
         return {**self._sync_metrics, **memory_metrics(self._parts.replicas)}
 
     def evaluate(self) -> EvalResult:
