@@ -213,11 +213,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the result here")
     parser.add_argument("--peer-path", type=Path, nargs="*", default=[], help="directories that peers are imported from")
+    parser.add_argument("--snippets", nargs="*", default=list(SNIPPETS), choices=list(SNIPPETS))
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="mixed calls after the measurement")
     options = parser.parse_args()
     tool = PythonTool(ImageStore(tiny_image_processor()), settings=PythonSettings())
     tool._server.start()
-    snippets = {name: measure(tool, name, peer_paths=options.peer_path) for name in SNIPPETS}
+    snippets = {name: measure(tool, name, peer_paths=options.peer_path) for name in options.snippets}
     results: dict[str, Any] = {"snippets": snippets}
     if options.soak:
         results["soak"] = asyncio.run(soak(tool, count=options.soak, concurrency=8))
