@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -69,11 +70,11 @@ def dry_run(capsys, *words):
 class Cluster:
     """Slurm's commands and the trainer, played in a directory of their own."""
 
-    def __init__(self, path: Path, text: str, *, trainer: str) -> None:
+    def __init__(self, path: Path, text: str, *, trainer: str, program: str = TRAINER) -> None:
         self.run, self.calls = path / "run", path / "calls"
-        self.run.mkdir()
-        for name, program in {"srun": SRUN, "scontrol": SCONTROL, "nemo-axpo": TRAINER}.items():
-            (path / name).write_text(program.format(python=sys.executable) if "{python}" in program else program)
+        self.run.mkdir(exist_ok=True)
+        for name, text_of in {"srun": SRUN, "scontrol": SCONTROL, "nemo-axpo": program}.items():
+            (path / name).write_text(text_of.format(python=sys.executable) if "{python}" in text_of else text_of)
             (path / name).chmod(stat.S_IRWXU)
         (path / "job.sbatch").write_text(text.replace("/runs/x", str(self.run)))
         variables = {"PATH": f"{path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
@@ -125,6 +126,42 @@ def test_the_end_of_the_job_is_the_end_of_its_children(script, tmp_path):
     assert cluster.finish()[0] != 0
     with pytest.raises(ProcessLookupError):
         os.kill(trainer, 0)
+
+
+REAL = """#!/bin/bash
+exec {python} -m nemo_axpo.cli "$@"
+"""
+TINY = (
+    "data.num_questions_per_step=4", "algorithm.num_rollouts=4", "algorithm.num_continuations=2",
+    "algorithm.resample_ratio=0.5", "eval.num_questions=4", "eval.num_rollouts=2",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_real_trainer_is_stopped_queued_again_and_goes_on(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    policy = tmp_path / "sft"
+    warm_start = ["sft.num_steps=5", "sft.batch_size=8", "eval.window_questions=0"]
+    assert main(["sft", "--output-dir", str(policy), *warm_start]) == 0
+    capsys.readouterr()
+    trained = ["train", "job.num_nodes=1", "job.gpus_per_node=1", f"model.path={policy / 'hf'}", "train.num_steps=1000"]
+    cluster = ["--set", "image=null", "--set", f"workdir={tmp_path}", "--set", "srun_args=[]"]
+    text = dry_run(capsys, *cluster, "--", *trained, *TINY, "--output-dir", "/runs/x")
+    stopped, metrics = tmp_path / "run" / "stopped.json", tmp_path / "run" / "metrics.jsonl"
+    num_steps = [0]
+    for number in (1, 2):
+        job = Cluster(tmp_path, text, trainer="", program=REAL)
+        end = time.monotonic() + 120
+        while not metrics.exists() or len(metrics.read_text().splitlines()) <= num_steps[-1]:
+            assert time.monotonic() < end and job.job.poll() is None, job.job.communicate()[1]
+            time.sleep(0.1)
+        job.job.send_signal(signal.SIGUSR1)
+        assert job.job.wait(timeout=120) == 0
+        num_steps.append(json.loads(stopped.read_text())["step"])
+        assert job.calls.read_text().count("scontrol requeue 7") == number
+    assert num_steps[2] > num_steps[1] == len(set(metrics.read_text().splitlines()[: num_steps[1]]))
+    assert main(["journal", str(tmp_path / "run")]) == 0
+    assert "resumed 1 times, 0 steps undone" in capsys.readouterr().out
 
 
 def test_servers_share_the_nodes_of_small_trainers_and_have_their_own_beside_large_ones(capsys):
