@@ -15,16 +15,20 @@ from nemo_axpo.data.vocabulary import SpecialTokens
 PATCH, MERGE = 8, 2
 HEAD_DIM = 24
 """Of the decoder; vLLM's attention kernel for CPUs takes none below 32."""
+NUM_LAYERS = 3
+"""Of the decoder."""
 VIEW_PIXELS = (3 * PATCH * MERGE) * (2 * PATCH * MERGE)
 """Pixel budget of one image: 3 × 2 tokens, so a tile of the embedded world is one token."""
 
 
-def tiny_config(tokenizer: Any, *, vocab_size: int, head_dim: int = HEAD_DIM) -> Qwen3VLConfig:
+def tiny_config(
+    tokenizer: Any, *, vocab_size: int, head_dim: int = HEAD_DIM, num_layers: int = NUM_LAYERS
+) -> Qwen3VLConfig:
     """Configuration of the quickstart's model (0.3–0.5M parameters, tied embeddings). ``head_dim``: a multiple of 8."""
     third = head_dim // 6
     special = SpecialTokens.from_tokenizer(tokenizer)
     text = {
-        "vocab_size": vocab_size, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3,
+        "vocab_size": vocab_size, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": num_layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim, "rope_theta": 10000.0,
         "max_position_embeddings": 512, "tie_word_embeddings": True,
         "rope_scaling": {"rope_type": "default", "mrope_section": [head_dim // 2 - 2 * third, third, third], "mrope_interleaved": True},
@@ -47,11 +51,17 @@ def tiny_config(tokenizer: Any, *, vocab_size: int, head_dim: int = HEAD_DIM) ->
 
 
 def save_tiny_checkpoint(
-    path: str | Path, *, tokenizer: Any, vocab_size: int, seed: int, head_dim: int = HEAD_DIM
+    path: str | Path,
+    *,
+    tokenizer: Any,
+    vocab_size: int,
+    seed: int,
+    head_dim: int = HEAD_DIM,
+    num_layers: int = NUM_LAYERS,
 ) -> Path:
     """Writes an ordinary HF checkpoint with seeded random weights: config, safetensors, tokenizer, image processor."""
     path = Path(path)
-    config = tiny_config(tokenizer, vocab_size=vocab_size, head_dim=head_dim)
+    config = tiny_config(tokenizer, vocab_size=vocab_size, head_dim=head_dim, num_layers=num_layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3VLForConditionalGeneration(config)
