@@ -62,7 +62,7 @@ class ServerProcess:
         self._forget()
         self.num_starts += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [sys.executable, "-s", "-P", "-c", _ENTRY, str(theirs.fileno()), str(_import_root())]
+        arguments = [sys.executable, "-s", "-P", "-c", _ENTRY, str(theirs.fileno()), str(_import_root()), str(self._directory)]
         log = (self._directory / "server.log").open("wb")
         with theirs, log:
             self._process = subprocess.Popen(
@@ -111,7 +111,7 @@ class ServerProcess:
         return start != self.num_starts or process is None or process.poll() is not None
 
     def num_forks(self) -> int:
-        """Processes on this machine that were forked from the server, by their command line."""
+        """Processes on this machine that were forked from the server, by their command line, which names its directory."""
         own = Path(f"/proc/{self._process.pid}/cmdline").read_bytes()
         count = 0
         for path in Path("/proc").glob("[0-9]*/cmdline"):
