@@ -16,6 +16,15 @@ class PromptMismatchError(EngineError):
     """A server sampled from another prompt than the one it was sent: trying again would change nothing."""
 
 
+def require_idle(num_in_flight: int) -> None:
+    """EngineError while requests run: new weights under them would give a completion two policies."""
+    if num_in_flight:
+        raise EngineError(
+            f"load_weights needs an idle engine, got {num_in_flight} requests in flight: a completion has one "
+            "policy version; await or cancel them first"
+        )
+
+
 @runtime_checkable
 class Engine(Protocol):
     """What the rollouts need of a generation engine; ``hf``, vLLM and TRT-LLM implement it.

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nemo_axpo.engines.base import EngineError, PromptMismatchError
+from nemo_axpo.engines.base import EngineError, PromptMismatchError, require_idle
 from nemo_axpo.engines.fleet.protocol import ServerClient, ServerDownError, WeightPusher
 from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.engines.fleet.routing import DEFAULT_SPILL_MARGIN, Router, prefix_key
@@ -311,11 +311,7 @@ class FleetEngine:
     def _forget_weights(self) -> None:
         self._check_open()
         self._leave_stopped_loop()
-        if self._num_active:
-            raise EngineError(
-                f"load_weights needs an idle engine, got {self._num_active} requests in flight: a completion has one "
-                "policy version; await or cancel them first"
-            )
+        require_idle(self._num_active)
         self._policy_version = None
 
     def _answering(self) -> list[Server]:

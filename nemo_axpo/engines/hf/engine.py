@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.base import EngineError, require_idle
 from nemo_axpo.engines.hf.decoder import Decoder
 from nemo_axpo.engines.hf.kv_cache import KvCache
 from nemo_axpo.engines.hf.prefix_index import MIN_SHARED_TOKENS
@@ -121,11 +121,7 @@ class HfEngine:
         set is loaded.
         """
         self._check_open()
-        if self._waiters:
-            raise EngineError(
-                f"load_weights needs an idle engine, got {len(self._waiters)} requests in flight: a completion has one "
-                "policy version; await or cancel them first"
-            )
+        require_idle(len(self._waiters))
         self._policy_version = None
         self._loader.load(named_tensors)
         with torch.inference_mode():

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import Qwen3VLConfig
 
-from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.base import EngineError, require_idle
 from nemo_axpo.engines.request_checks import RequestChecks
 from nemo_axpo.engines.vllm.settings import VllmSettings, engine_arguments, set_environment
 from nemo_axpo.engines.vllm.statistics import VllmStatistics
@@ -147,11 +147,7 @@ class VllmEngine:
         set is loaded.
         """
         self._check_open()
-        if self._waiting:
-            raise EngineError(
-                f"load_weights needs an idle engine, got {len(self._waiting)} requests in flight: a completion has one "
-                "policy version; await or cancel them first"
-            )
+        require_idle(len(self._waiting))
         self._policy_version = None
         self._on_thread(self._core.abort_all)  # cancelled ones that no turn has ended yet
         self._on_thread(self._core.load_weights, self._weight_checks.checked(named_tensors))
