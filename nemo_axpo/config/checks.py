@@ -1,26 +1,22 @@
 """Checks across sections, made before any work: each problem as rule, value, cure.
 
-What one field alone may hold is the schema's business; here are the values that do not fit each other, the machine or the
-files they name.
+What one section alone may hold is its own business (its ``problems``); here are values of several sections that do not
+fit each other, the machine or the files they name.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
-from nemo_axpo.config.schema import Config, DataConfig
-from nemo_axpo.data.questions import FILES
-from nemo_axpo.engines.names import SERVER_ENGINES, UNSHARED_SERVER_ENGINES
+from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
-from nemo_axpo.rewards.build import key_problems, reward_problems
+from nemo_axpo.rewards.build import key_problems
 from nemo_axpo.tools.build import check_options
 from nemo_axpo.tools.search.build import search_key_problems, search_problems
 
@@ -29,7 +25,7 @@ def check_config(config: Config, *, world_size: int = 1) -> None:
     """ConfigError that lists every problem of ``config`` on a job of ``world_size`` ranks."""
     problems = [
         *config_problems(config, world_size=world_size),
-        *_server_problems(config, world_size=world_size),
+        *config.engine.problems(num_replicas=max(1, world_size // config.actor.model_parallel)),
         *_vllm_problems(config, world_size=world_size),
         *_device_problems(config),
         *key_problems(config.rewards),
@@ -43,14 +39,14 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
     """Every problem of ``config`` itself on ``world_size`` ranks; this machine is not asked."""
     return [
         *_algorithm_problems(config),
-        *_data_problems(config.data),
+        *config.data.problems(),
         *_length_problems(config),
         *_layout_problems(config, world_size=world_size),
-        *_unsupported(config),
+        *config.actor.problems(),
         *_memory_problems(config),
         *_precision_problems(config),
         *check_options(config.tools),
-        *reward_problems(config.rewards),
+        *config.rewards.problems(),
         *search_problems(config.tools),
     ]
 
@@ -128,21 +124,6 @@ def _algorithm_problems(config: Config) -> Iterator[str]:
         )
 
 
-def _data_problems(data: DataConfig) -> Iterator[str]:
-    """Questions that lack their files; whether these can be read is seen when they are."""
-    if data.name != FILES:
-        return
-    if not data.files:
-        cure = "name them: data=files 'data.files=[{path: questions.jsonl}]' (docs/data.md)"
-        yield rule_message("data.name=files needs data.files", got="none", cure=cure)
-    if data.streaming and not data.eval_files:
-        rule = "data.streaming needs data.eval_files: held-out questions of a stream are not known beforehand"
-        yield rule_message(rule, got="none", cure="name some, or set data.streaming=false")
-    if data.streaming and any(file.keep for file in data.files):
-        cure = "set data.streaming=false"
-        yield rule_message("data.files[].keep is for questions that are not streamed", got="streaming", cure=cure)
-
-
 def _length_problems(config: Config) -> Iterator[str]:
     rollout, engine = config.rollout, config.engine
     if rollout.max_row_tokens > engine.max_model_len:
@@ -170,7 +151,7 @@ def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
         rule = "the number of ranks must be job.num_nodes x job.gpus_per_node"
         cure = f"start {config.job.world_size} ranks, or set job.num_nodes=null"
         yield rule_message(rule, got=f"{world_size}", cure=cure)
-    parallel = math.prod((config.actor.tensor_parallel, config.actor.pipeline_parallel))
+    parallel = config.actor.model_parallel
     if world_size % parallel:
         yield rule_message(
             "the number of ranks must be a multiple of actor.tensor_parallel x actor.pipeline_parallel",
@@ -179,80 +160,11 @@ def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:
         )
 
 
-def _server_problems(config: Config, *, world_size: int) -> Iterator[str]:
-    """Servers that an engine lacks, or has no use for; whether they answer is asked when the engine is built."""
-    engine = config.engine
-    yield from _transport_problems(config)
-    if engine.name not in SERVER_ENGINES:
-        if engine.servers:
-            rule = f"engine.servers is for the engines {', '.join(SERVER_ENGINES)}"
-            cure = "remove it, or choose one of them"
-            yield rule_message(rule, got=f"engine.name={engine.name}", cure=cure)
-        return
-    num_replicas = max(1, world_size // (config.actor.tensor_parallel * config.actor.pipeline_parallel))
-    num_needed = num_replicas if engine.name in UNSHARED_SERVER_ENGINES else 1
-    if len(engine.servers) < num_needed:
-        kind = "at least one server per data-parallel replica" if engine.name in UNSHARED_SERVER_ENGINES else "servers"
-        cure = "start servers and list them: engine.servers=[http://host:8000,...]"
-        rule = f"engine.name={engine.name} needs {kind}"
-        yield rule_message(rule, got=f"{len(engine.servers)} in engine.servers for {num_replicas}", cure=cure)
-    wrong = [url for url in engine.servers if not _is_server_url(url)]
-    if wrong:
-        rule = "engine.servers must be URLs of the form http://host:port"
-        yield rule_message(rule, got=wrong, cure="name protocol, host and port, and no path")
-    if len(set(map(_plain_url, engine.servers))) < len(engine.servers):
-        rule = "engine.servers must name every server once"
-        yield rule_message(rule, got=list(engine.servers), cure="remove the repeated ones")
-
-
-def _transport_problems(config: Config) -> Iterator[str]:
-    """Transports that bring no weights to the engine."""
-    name, transport = config.engine.name, config.engine.sync.transport
-    if name not in SERVER_ENGINES:
-        allowed, kind = ("auto", "iterator"), "an engine in the trainer's process"
-    elif name in UNSHARED_SERVER_ENGINES:
-        allowed, kind = ("auto",), "the servers of TensorRT-LLM"
-    else:
-        allowed, kind = ("auto", "shared_memory", "broadcast", "disk"), "servers"
-    if transport not in allowed:
-        rule = f"engine.sync.transport must be one of {', '.join(allowed)} for {kind} (engine.name={name})"
-        yield rule_message(rule, got=transport, cure="leave it at auto")
-
-
 def _vllm_problems(config: Config, *, world_size: int) -> Iterator[str]:
     if config.engine.name == "vllm" and world_size > 1:
         rule = "engine.name=vllm samples in the process of a trainer of one rank: vLLM takes its process group"
         cure = "start vLLM servers and set engine.name=vllm_server (docs/engines.md)"
         yield rule_message(rule, got=f"{world_size} ranks", cure=cure)
-
-
-def _is_server_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.port) and parts.path in ("", "/")
-    except ValueError:
-        return False
-
-
-def _plain_url(url: str) -> str:
-    return url.rstrip("/").lower()
-
-
-def _unsupported(config: Config) -> Iterator[str]:
-    """Keys that other trainers have and this one refuses."""
-    actor = config.actor
-    if actor.context_parallel != 1:
-        rule = "actor.context_parallel must be 1: a row's attention is not split over ranks"
-        cure = "set it to 1; for long rows raise actor.tensor_parallel with actor.sequence_parallel=true, or recompute"
-        yield rule_message(rule, got=actor.context_parallel, cure=cure)
-    if actor.virtual_pipeline is not None:
-        rule = "actor.virtual_pipeline must be null: the interleaved schedule is not supported"
-        cure = "set it to null; lower actor.micro_batch_tokens for more micro-batches and a smaller pipeline bubble"
-        yield rule_message(rule, got=actor.virtual_pipeline, cure=cure)
-    if actor.peft is not None:
-        rule = "actor.peft must be null: LoRA and other adapters are not supported, all weights are trained"
-        cure = "set it to null; to save memory use actor.distributed_optimizer, actor.freeze_vision or actor.recompute"
-        yield rule_message(rule, got=actor.peft, cure=cure)
 
 
 def _memory_problems(config: Config) -> Iterator[str]:

@@ -78,6 +78,6 @@ def _cure_for_unknown(path: str) -> str:
 def _cure_for_value(path: str) -> str:
     field = config_fields().get(path)
     if field is None or sections_of(field):
-        return "see nemo_axpo/config/schema.py for what it may hold"
+        return "see nemo_axpo/config/sections for what it may hold"
     description = f" ({field.description.strip()})" if field.description else ""
     return f"the default is {field.default!r}{description}"

@@ -81,7 +81,7 @@ class Plan:
 def make_plan(request: PlanRequest) -> Plan:
     """The plan of a job whose sizes divide (:func:`nemo_axpo.plan.checks.layout_problems_of` finds none)."""
     config, sizes = request.config, request.sizes
-    replicas = request.machine.world_size // (config.actor.tensor_parallel * config.actor.pipeline_parallel)
+    replicas = request.machine.world_size // config.actor.model_parallel
     settings = trainer_settings(config, data_parallel=replicas, is_warm_start=request.is_warm_start)
     arithmetic = warm_start_arithmetic if request.is_warm_start else step_arithmetic
     step = arithmetic(config, data_parallel=replicas, image_share=request.image_share)

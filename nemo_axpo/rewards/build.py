@@ -22,35 +22,16 @@ from nemo_axpo.rewards.workers.pool import CallLimits
 
 def build_verifiers(config: RewardsConfig) -> VerifierRegistry:
     """One object per name, shared by its sources; processes and connections start at the first answer."""
-    built = {name: _BUILDERS[name](config) for name in sorted(set(_names(config)))}
+    built = {name: _BUILDERS[name](config) for name in sorted(config.verifiers)}
     return VerifierRegistry({source: _verifier(names, built) for source, names in config.sources.items()})
-
-
-def reward_problems(config: RewardsConfig) -> Iterator[str]:
-    """What is missing in the section; this machine is not asked."""
-    if not config.sources:
-        yield rule_message("rewards.sources names a verifier per data source", got="none", cure="add the source")
-    if "judge" in _names(config):
-        for key in ("url", "model"):
-            if getattr(config.judge, key) is None:
-                cure = "name the endpoint and its model: rewards.judge.url=https://host/v1 rewards.judge.model=..."
-                yield rule_message(f"a judge needs rewards.judge.{key}", got="null", cure=cure)
-    limits = config.math
-    if limits.stall_s <= limits.cpu_s:
-        rule = "rewards.math.stall_s (wall) must be above rewards.math.cpu_s"
-        yield rule_message(rule, got=f"{limits.stall_s} <= {limits.cpu_s}", cure="raise it")
 
 
 def key_problems(config: RewardsConfig) -> Iterator[str]:
     """Keys that this machine's environment lacks."""
     variable = config.judge.key_variable
-    if "judge" in _names(config) and variable and not os.environ.get(variable):
+    if "judge" in config.verifiers and variable and not os.environ.get(variable):
         cure = f"export {variable}=..., or set rewards.judge.key_variable=null for an endpoint without a key"
         yield rule_message(f"the judge's key is read from {variable}", got="it is not set", cure=cure)
-
-
-def _names(config: RewardsConfig) -> list[str]:
-    return [name for names in config.sources.values() for name in ([names] if isinstance(names, str) else names)]
 
 
 def _verifier(names: str | tuple[str, ...], built: Mapping[str, Verifier]) -> Verifier:
