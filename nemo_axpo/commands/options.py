@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from nemo_axpo.launcher.nemo_keys import NemoRun
 
 _OVERRIDES = (
-    "settings as section.key=value or group=option, e.g. algorithm=grpo train.num_steps=10 (the keys are in "
-    "nemo_axpo/config/schema.py, the groups in conf/)"
+    "settings as section.key=value or group=option, e.g. algorithm=grpo train.num_steps=10 (every key: nemo-axpo keys; "
+    "the groups: conf/)"
 )
 
 

@@ -37,8 +37,18 @@ _FIXED: dict[str, tuple[Any, str]] = {
 }
 """Keys with one possible value, and why."""
 _WITHOUT_EFFECT = ("use_te_rng_tracker",)
-"""Either value gives the same run: no layer draws random numbers."""
+"""Either value gives the same run."""
 _SWITCHES = ("transformer_engine", "fp8")
+
+FP8_KEYS: dict[str, str] = {
+    "transformer_engine": "actor.transformer_impl: true is transformer_engine, false local; without it auto",
+    "fp8": "true: actor.fp8.recipe is delayed unless fp8_recipe says otherwise; false: bf16",
+    **{key: f"true: actor.fp8.format is {name}" for key, name in _FORMATS.items()},
+    **{key: f"actor.fp8.{ours}" for key, ours in _RENAMED.items()},
+    **{key: f"{str(value).lower()}: {reason}" for key, (value, reason) in _FIXED.items()},
+    **{key: "either value: no layer draws random numbers" for key in _WITHOUT_EFFECT},
+}
+"""What each key says here, by name, without the prefix ``model.`` of a stage."""
 
 
 def fp8_from_nemo(keys: Mapping[str, Any]) -> dict[str, Any]:

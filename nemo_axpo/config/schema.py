@@ -77,6 +77,7 @@ class Config(Section):
     output_dir: str = "outputs/run"
     """Run directory."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the trainer computes."""
     loop: Literal["native", "aligner"] = "native"
     """Which training loop runs: ours, or NeMo-Aligner's ``ReinforceTrainer.fit`` with the same parts (docs/aligner.md)."""
     model: ModelConfig = ModelConfig()

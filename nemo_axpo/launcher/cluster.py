@@ -22,12 +22,15 @@ class ClusterConfig(Section):
     """A Slurm cluster; ``conf/cluster/slurm.yaml`` is the template."""
 
     account: str | None = None
+    """Who pays; null: the user's own."""
     partition: str | None = None
+    """Queue; null: the cluster's default."""
     time_limit: str = Field(default="04:00:00", pattern=_TIME)
     """Of a job: hours:minutes:seconds, or days-hours:minutes:seconds."""
     signal_before_s: Annotated[int, Field(ge=60)] = 900
     """How long before the limit the trainer is told to finish its step, save and be queued again."""
     gpus_per_node: Count = 8
+    """GPUs of a node; every node of a job is asked for whole."""
     image: str | None = None
     """Container of the trainer as pyxis takes it; null: no container."""
     server_image: str | None = None

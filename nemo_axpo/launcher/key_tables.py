@@ -114,16 +114,29 @@ WITHOUT_EFFECT: frozenset[str] = frozenset(
 )  # fmt: skip
 """Either names and limits of the launcher, copies of other keys, or sizes that a server with continuous batching lacks."""
 
-COMPUTED: frozenset[str] = frozenset(
-    {
-        "trainer.accelerator", "trainer.precision", "trainer.max_time", "trainer.max_steps",
-        "trainer.axpo.algorithm", "trainer.axpo.trt_llm.enable", "exp_manager.resume_if_exists", "exp_manager.max_time_per_run",
-        "model.precision", "model.megatron_amp_O2", "model.micro_batch_size", "model.global_batch_size",
-        "model.activations_checkpoint_granularity", "model.optim.name", "model.optim.sched.name",
-        "model.optim.sched.min_lr", "model.peft.peft_scheme", "model.data.recipe",
-    }
-)  # fmt: skip
-"""Keys whose meaning depends on others (``nemo_keys``)."""
+COMPUTED: dict[str, str] = {
+    "trainer.accelerator": "device: gpu is cuda",
+    "trainer.precision": "actor.dtype and engine.dtype: bf16, bf16-mixed and bf16-true are bfloat16, 32 and 32-true float32",
+    "trainer.max_time": "job.max_time",
+    "trainer.max_steps": "a copy of trainer.axpo.max_steps, or -1",
+    "trainer.axpo.algorithm": "algorithm: axpo, or grpo, which leaves num_continuations and resample_ratio aside",
+    "trainer.axpo.trt_llm.enable": "engine.name: true is trtllm, false vllm_server",
+    "exp_manager.resume_if_exists": "whether a run goes on where it stopped, as --resume says otherwise",
+    "exp_manager.max_time_per_run": "job.max_time, where trainer.max_time does not say it",
+    "model.precision": "a copy of trainer.precision",
+    "model.megatron_amp_O2": "must be true in bf16: weights have float32 masters",
+    "model.micro_batch_size": "actor.micro_batch_tokens: this times model.encoder_seq_length",
+    "model.global_batch_size": "actor.num_minibatches: rollouts of a step (num_rollout_samples x num_rollouts_per_prompt) "
+    "divided by this",
+    "model.activations_checkpoint_granularity": "actor.recompute: null is none",
+    "model.optim.name": "actor.distributed_optimizer: true for distributed_fused_adam and mcore_distributed_optim, false for "
+    "fused_adam and adamw",
+    "model.optim.sched.name": "null or WarmupPolicy; CosineAnnealing where min_lr is lr: the rate is constant after its warm-up",
+    "model.optim.sched.min_lr": "must be model.optim.lr",
+    "model.peft.peft_scheme": "actor.peft: null or none",
+    "model.data.recipe": "a file of conf/data: questions, and who judges their answers",
+}
+"""Keys whose meaning depends on others (``nemo_keys``), and what each says here."""
 
 FP8_PREFIXES = ("fp8", "transformer_engine", "first_last_layers_bf16", "num_layers_at_", "reduce_amax",
                 "ub_tp_comm_overlap", "use_emha", "use_te_rng_tracker")  # fmt: skip

@@ -22,9 +22,13 @@ class OptimizerConfig(Section):
     """AdamW with a constant learning rate after a linear warm-up."""
 
     lr: Positive = 2e-6
+    """Learning rate after the warm-up."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the first and second moment."""
     eps: Positive = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: NonNegative = 0.01
+    """AdamW's: a step also shrinks weights by the learning rate times this."""
     clip_grad: NonNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -49,13 +53,16 @@ class Fp8Config(Section):
     first_last_layers_bf16: bool = False
     """The first and last decoder layers compute in bf16; not with delayed."""
     num_layers_at_start_in_bf16: Annotated[int, Field(ge=0)] = 1
+    """So many at the beginning, with ``first_last_layers_bf16``."""
     num_layers_at_end_in_bf16: Annotated[int, Field(ge=0)] = 1
+    """So many at the end, with ``first_last_layers_bf16``."""
 
 
 class ActorConfig(Section):
     """How the policy is trained."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """What it computes in; weights in bfloat16 have float32 masters in the optimizer."""
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     """Decoder layers on plain torch or on Transformer Engine; auto: the latter where installed, for bf16 on CUDA."""
     fp8: Fp8Config = Fp8Config()
@@ -67,7 +74,9 @@ class ActorConfig(Section):
     num_minibatches: Count = 1
     """Optimizer steps per training step; with 1 the batch is exactly on-policy and old log-probs are not needed."""
     tensor_parallel: Count = 1
+    """Ranks that share every layer; they should lie within a node."""
     pipeline_parallel: Count = 1
+    """Stages of consecutive layers, each on its own ranks."""
     sequence_parallel: bool = False
     """Tensor-parallel ranks also share the tokens between matrix products; without tensor parallelism it does nothing."""
     context_parallel: Count = 1
@@ -85,6 +94,7 @@ class ActorConfig(Section):
     recompute_method: Literal["uniform", "block"] = "uniform"
     """Of full recomputation: every unit of ``recompute_num_layers`` layers, or only so many layers of a stage."""
     recompute_num_layers: Count = 1
+    """Layers of a unit (uniform), or layers that are recomputed (block)."""
     distributed_optimizer: bool = False
     """Optimizer state and master weights are sharded over the data-parallel replicas."""
     offload_optimizer: bool = False

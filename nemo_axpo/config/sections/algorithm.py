@@ -13,6 +13,7 @@ class GrpoConfig(Section):
     """Group-relative policy optimisation."""
 
     name: Literal["grpo"] = "grpo"
+    """The word that tells the two apart."""
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """N: ordinary rollouts per question."""
 
@@ -21,6 +22,7 @@ class AxpoConfig(Section):
     """GRPO plus resampling of tool calls where every tool-using rollout is wrong."""
 
     name: Literal["axpo"] = "axpo"
+    """The word that tells the two apart."""
     num_rollouts: Annotated[int, Field(ge=2)] = 8
     """N: ordinary rollouts per question."""
     num_continuations: Annotated[int, Field(ge=2)] = 4

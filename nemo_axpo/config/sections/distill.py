@@ -15,6 +15,7 @@ class EndpointConfig(Section):
     url: str | None = None
     """Up to and without ``/chat/completions``, e.g. ``http://host:8000/v1``."""
     model: str | None = None
+    """Name under which the endpoint knows the teacher."""
     key_variable: str | None = "OPENAI_API_KEY"
     """Environment variable of the key, which is never part of a config; null: the endpoint needs none."""
     body: dict[str, Any] = {}
@@ -43,7 +44,9 @@ class DistillConfig(Section):
     num_concurrent: Count = 32
     """Questions under way at the same time."""
     temperature: NonNegative = 1.0
+    """Of the teacher; 0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Tokens are sampled among the likeliest that have this probability together."""
     top_k: Annotated[int, Field(ge=0)] = 0
     """0 keeps the whole vocabulary; endpoints are asked by ``endpoint.body``."""
     max_per_question: Count = 1
@@ -66,3 +69,4 @@ class FilterConfig(Section):
     num_concurrent: Count = 32
     """Questions under way at the same time."""
     temperature: NonNegative = 1.0
+    """Of the policy; 0 is greedy decoding."""

@@ -49,6 +49,7 @@ class EngineConfig(Section):
     """The generation engine of the rollouts."""
 
     name: Literal["hf", "vllm", "vllm_server", "trtllm"] = "hf"
+    """hf and vllm sample in the trainer's process; vllm_server and trtllm are asked at ``servers``."""
     max_num_seqs: Count = 128
     """Requests decoded at the same time; more wait. Servers have a limit of their own."""
     max_model_len: Count = 20_480

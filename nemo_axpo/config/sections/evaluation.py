@@ -13,6 +13,7 @@ class EvalConfig(Section):
     """Evaluation on held-out questions."""
 
     num_questions: Count = 300
+    """Held-out questions of an evaluation."""
     num_rollouts: Count = 4
     """Rollouts per question: k of Pass@k."""
     seed: int = 1_000_003
@@ -31,6 +32,7 @@ class BenchmarksConfig(Section):
     temperature: NonNegative = 0.7
     """0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Tokens are sampled among the likeliest that have this probability together."""
     top_k: Annotated[int, Field(ge=0)] = 20
     """0 keeps the whole vocabulary."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 1.5

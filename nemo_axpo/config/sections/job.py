@@ -36,7 +36,9 @@ class ToolServersConfig(Section):
     tools: tuple[str, ...] = ("python",)
     """Which of ``tools.names``."""
     port: Annotated[int, Field(ge=1024, le=65_000)] = 8900
+    """Each listens here."""
     max_concurrent_calls: Count = 64
+    """Calls that a server runs at the same time; more wait."""
 
 
 class JobConfig(Section):

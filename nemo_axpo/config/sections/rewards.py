@@ -34,6 +34,7 @@ class JudgeConfig(Section):
     url: str | None = None
     """Up to and without ``/chat/completions``, e.g. ``https://api.openai.com/v1``."""
     model: str | None = None
+    """Name under which the endpoint knows the judge."""
     key_variable: str | None = "OPENAI_API_KEY"
     """Environment variable of the key, which is never part of a config; null: the endpoint needs none."""
     body: dict[str, Any] = {}

@@ -33,6 +33,8 @@ class SftConfig(Section):
     checkpoint_every: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints to resume from; 0: none."""
     weight_decay: NonNegative = 0.01
+    """AdamW's: a step also shrinks weights by the learning rate times this."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """Decay of the first and second moment."""
     clip_grad: NonNegative = 1.0
     """Largest global gradient norm; 0 turns clipping off."""

@@ -38,6 +38,7 @@ class SearchConfig(Section):
     max_result_chars: Count = 1_000
     """Of one page's passage; it becomes tokens of the row."""
     url: str = "https://api.tavily.com"
+    """Of the service, without the path ``/search``."""
     search_depth: Literal["basic", "advanced"] = "basic"
     """advanced is better, slower and costs twice as much."""
     per_minute: Positive | None = 90.0

@@ -30,11 +30,14 @@ class WandbConfig(Section):
     """Weights & Biases; the key comes from the environment (WANDB_API_KEY), never from here."""
 
     enabled: bool = False
+    """Metrics go there too."""
     project: str = "nemo_axpo"
+    """Under which the run appears."""
 
 
 class LoggingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     tensorboard: bool = True
+    """Event files in the run directory."""
     wandb: WandbConfig = WandbConfig()
