@@ -11,22 +11,21 @@ protocol, tensordict) is replaced by empty modules. Seconds are CPU seconds, the
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import platform
 import random
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
+
+from environment import PACKAGES, argument_parser, write_result
+from timing import repeated
 
 from nemo_axpo.actors.microbatches import plan_microbatches
 from nemo_axpo.actors.packing import PackingCounts, PackingForm, VisionTokens, pack_rows
@@ -118,12 +117,8 @@ def load_verl() -> tuple[Callable[..., list[list[int]]], str]:
 
 def best_cpu_seconds(function: Callable[[], Any], *, repeats: int) -> tuple[float, Any]:
     """Of ``repeats`` runs, and the last result."""
-    seconds, result = [], None
-    for _ in range(repeats):
-        start = time.process_time()
-        result = function()
-        seconds.append(time.process_time() - start)
-    return min(seconds), result
+    calls = repeated(function, repeats=repeats)
+    return min(call.cpu_s for call in calls), calls[-1].result
 
 
 def compare_balancing(
@@ -173,17 +168,26 @@ def compare_units(samples: Sequence[TrainingSample], *, num_replicas: int) -> di
     }
 
 
-def measure_packing(samples: Sequence[TrainingSample], *, form: PackingForm) -> dict[str, Any]:
-    """Micro-batches of ``form``: how many, and what they waste and save. Images count as tokens here."""
-    plan = plan_microbatches(samples, max_tokens=MAX_MICROBATCH, form=form, image_token_id=-1)
+def packed_counts(samples: Sequence[TrainingSample], *, form: PackingForm, multiple_of: int = 1) -> list[PackingCounts]:
+    """Counts of every micro-batch of ``form``. Images count as tokens here."""
     vision = VisionTokens(image_token_id=-1, video_token_id=-1, merge_size=2)
-    counts = [
-        pack_rows([samples[index] for index in indices], image_store=None, vision=vision, form=form)[1].counts
-        for indices in plan
+    plan = plan_microbatches(samples, max_tokens=MAX_MICROBATCH, form=form, image_token_id=-1)
+    parts = ([samples[index] for index in indices] for indices in plan)
+    return [
+        pack_rows(part, image_store=None, vision=vision, form=form, multiple_of=multiple_of)[1].counts for part in parts
     ]
-    total = PackingCounts(*(sum(getattr(count, field.name) for count in counts) for field in fields(PackingCounts)))
-    metrics = {name: round(value, 4) for name, value in packing_metrics(total).items()}
-    return {"rows": len(samples), "micro_batches": len(plan), **metrics}
+
+
+def total_counts(counts: Sequence[PackingCounts]) -> PackingCounts:
+    """Of micro-batches together."""
+    return PackingCounts(*(sum(getattr(count, field.name) for count in counts) for field in fields(PackingCounts)))
+
+
+def measure_packing(samples: Sequence[TrainingSample], *, form: PackingForm) -> dict[str, Any]:
+    """How many micro-batches, and what they waste and save."""
+    counts = packed_counts(samples, form=form)
+    metrics = {name: round(value, 4) for name, value in packing_metrics(total_counts(counts)).items()}
+    return {"rows": len(samples), "micro_batches": len(counts), **metrics}
 
 
 def measure(trace: Sequence[Row], *, repeats: int) -> dict[str, Any]:
@@ -209,8 +213,7 @@ def measure(trace: Sequence[Row], *, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Builds the trace, measures, and writes both where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--trace", type=Path, help="write the trace here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5)
@@ -220,18 +223,9 @@ def main() -> None:
     if options.trace:
         options.trace.write_text(text)
     results = measure(trace, repeats=options.repeats)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    report = {
-        "command": f"python benchmarks/balancing.py --seed {options.seed} --repeats {options.repeats}",
-        "commit": commit,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "trace_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        **results,
-    }
-    print(json.dumps(report, indent=2))
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    report = {"trace_sha256": hashlib.sha256(text.encode()).hexdigest(), **results}
+    print(json.dumps(report, indent=1))
+    write_result(options.output, report, packages=(*PACKAGES, "verl"))
 
 
 if __name__ == "__main__":

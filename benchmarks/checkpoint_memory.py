@@ -16,18 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from environment import argument_parser, write_result
+from timing import timed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from nemo_axpo.actors import cpu_shim
@@ -119,10 +119,8 @@ def measure(run: Callable[[], None]) -> dict[str, float]:
     """Wall seconds and peak growth of the resident size."""
     before = resident_kib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    return {"peak_growth_mib": (resident_kib("VmHWM") - before) / 1024, "wall_s": seconds}
+    wall_s = timed(run).wall_s
+    return {"peak_growth_mib": (resident_kib("VmHWM") - before) / 1024, "wall_s": wall_s}
 
 
 def resident_kib(key: str) -> int:
@@ -152,10 +150,9 @@ def run_cases(size: str, *, directory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the cases and writes them with the commit, the command and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Runs the cases and writes them."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="8b")
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--directory", type=Path, help="where the export is written (default: a temporary one)")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
@@ -165,12 +162,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         results = run_cases(arguments.size, directory=Path(directory))
-    if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        versions = {"torch": torch.__version__, "machine": platform.machine()}
-        command = f"python benchmarks/checkpoint_memory.py --size {arguments.size}"
-        report = {"command": command, "commit": commit, **versions, "results": {arguments.size: results}}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_result(arguments.output, {"results": {arguments.size: results}})
 
 
 if __name__ == "__main__":

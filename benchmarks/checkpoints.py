@@ -8,16 +8,14 @@ model this small.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from environment import argument_parser, write_result
+from timing import repeated
 
 from nemo_axpo.actors.actor import Actor
 
@@ -65,14 +63,9 @@ class Saves:
         dist_checkpointing.save(dict(self.actor.sharded_state()), str(path))
 
 
-def seconds(action: Callable[[], object], *, repeats: int, after: Callable[[], object] = lambda: None) -> dict:
+def seconds(action: Callable[[], object], *, repeats: int, after: Callable[[], object] | None = None) -> dict:
     """First and best wall seconds, as other work on a machine only adds; ``after`` is not counted."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-        after()
+    times = [call.wall_s for call in repeated(action, repeats=repeats, after=after)]
     return {"first_s": times[0], "best_s": min(times)}
 
 
@@ -93,9 +86,8 @@ def measure(directory: Path, *, checkpoint: Path, repeats: int) -> dict[str, obj
 
 
 def main() -> None:
-    """Measures and writes the result with the commit, the command and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    """Measures, prints and writes."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,12 +97,7 @@ def main() -> None:
         )
         results = measure(Path(directory), checkpoint=checkpoint, repeats=arguments.repeats)
     print(json.dumps(results, indent=1))
-    if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        versions = {"torch": torch.__version__, "machine": platform.machine()}
-        command = f"python benchmarks/checkpoints.py --repeats {arguments.repeats}"
-        record = {"command": command, "commit": commit, **versions, "results": results}
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(arguments.output, {"results": results})
 
 
 if __name__ == "__main__":

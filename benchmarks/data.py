@@ -9,16 +9,12 @@ the packing part have the lengths of benchmarks/balancing.py's trace, one row a 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import platform
 import resource
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from balancing import MAX_MICROBATCH, as_sample, build_trace
+from balancing import MAX_MICROBATCH, as_sample, build_trace, packed_counts, total_counts
+from environment import argument_parser, write_result
 from PIL import Image
+from timing import timed
 
-from nemo_axpo.actors.microbatches import plan_microbatches
-from nemo_axpo.actors.packing import PackingCounts, PackingForm, VisionTokens, pack_rows
+from nemo_axpo.actors.packing import PackingForm
 from nemo_axpo.actors.update_step import packing_metrics
 from nemo_axpo.config.schema import DataConfig, DataFileConfig
 from nemo_axpo.data.audit import audit
@@ -97,40 +94,22 @@ def _rows(number: int, picture: bytes) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall seconds, and the result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
-
-
 def measure_reader(config: DataFileConfig, *, cache_dir: str, num_rows: int) -> dict[str, float]:
     """Rows or questions per second of every way to read a file."""
-    first_s, _ = timed(lambda: QuestionTable([config], cache_dir=cache_dir))
-    again_s, _ = timed(lambda: QuestionTable([config], cache_dir=cache_dir))
-    stream_s, count = timed(lambda: sum(1 for s in open_streams(config.path) for _ in s.rows()))
+    first_s, again_s = (timed(lambda: QuestionTable([config], cache_dir=cache_dir)).wall_s for _ in range(2))
+    streaming = timed(lambda: sum(1 for s in open_streams(config.path) for _ in s.rows()))
     images = ImageStore(tiny_image_processor())
     data = DataConfig(name="files", files=[config], held_out=0.0, cache_dir=cache_dir)
     questions = build_file_questions(data, stream="train", seed=0, images=images)
     asked = min(500, num_rows)
-    ask_s, _ = timed(lambda: [(questions.take(index, 1), images.retain(())) for index in range(asked)])
-    assert count == num_rows
+    asking = timed(lambda: [(questions.take(index, 1), images.retain(())) for index in range(asked)])
+    assert streaming.result == num_rows
     return {
         "first_opening_rows_per_s": round(num_rows / first_s),
         "opening_again_rows_per_s": round(num_rows / again_s),
-        "streaming_rows_per_s": round(num_rows / stream_s),
-        "asking_questions_per_s": round(asked / ask_s),
+        "streaming_rows_per_s": round(num_rows / streaming.wall_s),
+        "asking_questions_per_s": round(asked / asking.wall_s),
     }
-
-
-def _packed(batch: Sequence[TrainingSample], *, form: PackingForm) -> list[PackingCounts]:
-    """Counts of every micro-batch of a step."""
-    vision = VisionTokens(image_token_id=-1, video_token_id=-1, merge_size=2)
-    plan = plan_microbatches(batch, max_tokens=MAX_MICROBATCH, form=form, image_token_id=-1)
-    return [
-        pack_rows([batch[i] for i in part], image_store=None, vision=vision, form=form, multiple_of=8)[1].counts
-        for part in plan
-    ]
 
 
 def measure_packing(samples: Sequence[TrainingSample], *, batch_size: int, form: PackingForm) -> dict[str, Any]:
@@ -138,11 +117,12 @@ def measure_packing(samples: Sequence[TrainingSample], *, batch_size: int, form:
     counts, fills, seconds = [], [], 0.0
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        packing_s, packed = timed(partial(_packed, batch, form=form))
-        seconds += packing_s
+        packing = timed(partial(packed_counts, batch, form=form, multiple_of=8))
+        packed = packing.result
+        seconds += packing.wall_s
         counts += packed
         fills.append(sum(count.num_row_tokens for count in packed) / (len(packed) * MAX_MICROBATCH))
-    total = PackingCounts(*(sum(getattr(count, field.name) for count in counts) for field in fields(PackingCounts)))
+    total = total_counts(counts)
     return {
         "form": form,
         "batch_size": batch_size,
@@ -170,8 +150,8 @@ def measure(num_rows: int) -> Mapping[str, Any]:
         }
         check = {}
         for num_threads in (1, 2):
-            check_s, _ = timed(partial(audit, [configs["fvqa"]], cache_dir=cache_dir, num_threads=num_threads))
-            check[f"images_per_s_{num_threads}_threads"] = round(num_rows / check_s)
+            checking = timed(partial(audit, [configs["fvqa"]], cache_dir=cache_dir, num_threads=num_threads))
+            check[f"images_per_s_{num_threads}_threads"] = round(num_rows / checking.wall_s)
     samples = supervised_rows()
     lengths = sorted(len(sample.token_ids) for sample in samples)
     forms: tuple[PackingForm, ...] = ("padded", "thd")
@@ -186,22 +166,12 @@ def measure(num_rows: int) -> Mapping[str, Any]:
 
 def main() -> None:
     """Measures, and writes the result where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--rows", type=int, default=2000, help="rows of every file (default: %(default)s)")
     options = parser.parse_args()
     results = measure(options.rows)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    report = {
-        "command": f"python benchmarks/data.py --rows {options.rows}",
-        "commit": commit,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        **results,
-    }
-    print(json.dumps(report, indent=1))
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+    write_result(options.output, results)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ smolagents is installed and verl-tool checked out (tool_call_peers.py names vers
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import platform
 import shutil
@@ -25,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from environment import argument_parser, write_result
 from tool_call_peers import peer_environment
 
 from nemo_axpo.sandbox import seccomp
@@ -153,19 +152,14 @@ def measure(names: Sequence[str], *, paths: Sequence[Path]) -> dict[str, dict[st
 
 def main() -> None:
     """Measures and writes both files where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--table", type=Path, help="write the Markdown table here")
     parser.add_argument("--peer-path", type=Path, nargs="*", default=[], help="directories that peers are imported from")
     options = parser.parse_args()
     columns = measure(list(PEERS) if options.peer_path else list(PEERS)[:1], paths=options.peer_path)
-    command = "python benchmarks/escapes.py"
     if options.table:
-        options.table.write_text(table(columns, command=command))
-    if options.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        report = {"command": command, "commit": commit, "kernel": platform.release(), "breaches": columns}
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+        options.table.write_text(table(columns, command="python benchmarks/escapes.py"))
+    write_result(options.output, {"kernel": platform.release(), "breaches": columns}, packages=())
 
 
 if __name__ == "__main__":

@@ -8,15 +8,11 @@ gloo ranks on this machine. Of every quantity the worst of both models, both upd
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
+from environment import argument_parser, write_result
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS / "dist_cpu"), str(TESTS / "unit")]
@@ -62,23 +58,17 @@ def write_table(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Measures, prints the table and writes it with commit and command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, help="JSON with the differences, the command and the commit")
+    """Measures, prints the table and writes both files where asked to."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--table", type=Path, help="document whose table is replaced")
     arguments = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory() as directory:
         differences = measure(Path(directory))
     text = table(differences)
     print(text)
     if arguments.table:
         write_table(arguments.table, text)
-    if arguments.results:
-        versions = {"torch": torch.__version__, "machine": platform.machine()}
-        report = {"command": "python benchmarks/parity.py", "commit": commit, **versions}
-        report["layouts"] = {name: vars(found) for name, found in differences.items()}
-        arguments.results.write_text(json.dumps(report, indent=2) + "\n")
+    write_result(arguments.output, {"layouts": {name: vars(found) for name, found in differences.items()}})
 
 
 if __name__ == "__main__":

@@ -10,17 +10,13 @@ live allocations in torch's memory profile of the step, on top of what the actor
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from environment import argument_parser, write_result
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen3VLConfig
 
@@ -199,7 +195,7 @@ SUITE = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Options of one measurement."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--model", choices=("small", *SIZES), default="small")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
@@ -211,7 +207,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trained-tokens", type=int, default=512, help="of each row")
     parser.add_argument("--image-side", type=int, default=0, help="patches along the side of each row's image; 0: none")
     parser.add_argument("--suite", action="store_true", help="the cases of the committed results, on the CPU")
-    parser.add_argument("--output", type=Path)
     return parser
 
 
@@ -225,11 +220,7 @@ def main() -> None:
         results[name] = measure(case)
         predicted, measured = (results[name][key] / 2**20 for key in ("predicted", "measured"))
         print(f"{name}: predicted {predicted:.1f} MiB, measured {measured:.1f} MiB, ratio {predicted / measured:.3f}")
-    if options.output is not None:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        command = " ".join(["python benchmarks/peak_memory.py", *sys.argv[1:]])
-        header = {"command": command, "commit": commit, "torch": torch.__version__, "machine": platform.machine()}
-        options.output.write_text(json.dumps({**header, "results": results}, indent=2) + "\n")
+    write_result(options.output, {"results": results})
 
 
 if __name__ == "__main__":

@@ -17,24 +17,19 @@ vLLM runs in this process, in the environment of launcher_scripts/test_vllm.sh.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from environment import argument_parser, write_result
+from timing import timed
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from nemo_axpo.data.images import ImageStore
@@ -128,17 +123,17 @@ class Bench:
         ]
 
     def _measured(self, requests: Sequence[GenerationRequest]) -> dict[str, float]:
-        before, wall, cpu = self._engine.statistics, time.perf_counter(), time.process_time()
-        completions = self._serve(requests)
-        wall_s, cpu_s, after = time.perf_counter() - wall, time.process_time() - cpu, self._engine.statistics
-        num_sampled = sum(len(completion.token_ids) for completion in completions)
+        before = self._engine.statistics
+        serving = timed(lambda: self._serve(requests))
+        after = self._engine.statistics
+        num_sampled = sum(len(completion.token_ids) for completion in serving.result)
         assert num_sampled == sum(request.sampling.max_new_tokens for request in requests), "no row ends early"
         computed = after.num_prefill_tokens - before.num_prefill_tokens
         return {
             "tokens_computed": computed + num_sampled,
             "tokens_sampled": num_sampled,
-            "cpu_s": cpu_s,
-            "wall_s": wall_s,
+            "cpu_s": serving.cpu_s,
+            "wall_s": serving.wall_s,
         }
 
     def _serve(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
@@ -199,45 +194,19 @@ def write_checkpoint(directory: Path, config: Qwen3VLConfig) -> Path:
     return directory
 
 
-def environment() -> dict[str, object]:
-    """What a reader needs to repeat the run."""
-    cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in cpu_info if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": "OMP_NUM_THREADS=1 python " + " ".join(sys.argv),
-        "commit": commit,
-        "cpu": cpu or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "packages": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def main() -> None:
     """Parses the command line, measures every engine, writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--engines", nargs="+", choices=IN_PROCESS_ENGINES, default=["hf"])
     parser.add_argument("--prompt", type=int, default=200)
     parser.add_argument("--prefix", type=int, default=3000)
     parser.add_argument("--num-new", type=int, default=32)
     parser.add_argument("--continuations", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file to write (printed in any case)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     setting = Setting(arguments.prompt, arguments.prefix, arguments.num_new, arguments.continuations)
-    results: dict[str, Any] = {"environment": environment(), "setting": vars(setting)}
+    results: dict[str, Any] = {"setting": vars(setting)}
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration._from_config(build_config(setting)).eval()
     with tempfile.TemporaryDirectory() as directory:
@@ -246,11 +215,8 @@ def main() -> None:
             bench = Bench(name, model=model, checkpoint=checkpoint, setting=setting)
             results[name] = bench_engine(bench, repeats=arguments.repeats)
             bench.close()
-    text = json.dumps(results, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n")
+    print(json.dumps(results, indent=1))
+    write_result(arguments.output, results, packages=_PACKAGES)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,17 @@ must be used.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-import transformers
+from environment import argument_parser, write_result
+from timing import repeated
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from nemo_axpo.engines.hf.engine import HfEngine
@@ -200,12 +194,8 @@ def measure(run: Callable[[], int], *, repeats: int) -> dict[str, float]:
     out what the neighbours took.
     """
     run()
-    wall_s, cpu_s = [], []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        num_tokens = run()
-        wall_s.append(time.perf_counter() - wall)
-        cpu_s.append(time.process_time() - cpu)
+    calls = repeated(run, repeats=repeats)
+    wall_s, cpu_s, num_tokens = [c.wall_s for c in calls], [c.cpu_s for c in calls], calls[-1].result
     return {
         "tokens_per_s_best": round(num_tokens / min(wall_s)),
         "tokens_per_s_median": round(num_tokens / statistics.median(wall_s)),
@@ -265,42 +255,21 @@ def bench_sharing(bench: Bench, repeats: int) -> dict[str, object]:
     return results
 
 
-def environment() -> dict[str, object]:
-    """What a reader needs to repeat the run."""
-    cpu_info = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in cpu_info if line.startswith("model name")), "")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": "OMP_NUM_THREADS=1 python " + " ".join(sys.argv),
-        "commit": commit,
-        "cpu": cpu or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main() -> None:
     """Parses the command line, runs the three loads, writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON file to write (printed in any case)")
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     wide = Bench(build_config(hidden=128, layers=4, mlp=384, head_dim=32, mrope=[6, 5, 5]))
     tiny = Bench(build_config(hidden=96, layers=3, mlp=192, head_dim=24, mrope=[4, 4, 4]))
     results = {
-        "environment": environment(),
         "uniform_text_h128_l4": bench_uniform(wide, arguments.repeats),
         "quickstart_trace_h96_l3": bench_trace(tiny, arguments.repeats),
         "continuations_k8_1000_h128_l4": bench_sharing(wide, arguments.repeats),
     }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n")
+    print(json.dumps(results, indent=1))
+    write_result(arguments.output, results)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from environment import argument_parser, write_result
 from peak_memory import DTYPES, IMAGE, VIDEO, SquareImages, model_config, peak_of, random_tensors, rows
 
 from nemo_axpo.actors.actor import Actor
@@ -76,9 +76,8 @@ def measure(output: Path) -> None:
 
 
 def main() -> None:
-    """Starts the ranks and writes what they found with the commit, the command and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    """Starts the ranks and writes what they found."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -90,11 +89,7 @@ def main() -> None:
         subprocess.run([*command, __file__, "--measure", str(path)], check=True, env=os.environ)
         results = json.loads(path.read_text())
     print(json.dumps(results, indent=1))
-    if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        record = {"command": "python benchmarks/saving_memory.py", "commit": commit, "torch": torch.__version__}
-        record |= {"machine": platform.machine(), "unit": "bytes a parameter, rank by rank", "results": results}
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(arguments.output, {"unit": "bytes a parameter, rank by rank", "results": results})
 
 
 if __name__ == "__main__":

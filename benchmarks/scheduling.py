@@ -18,18 +18,16 @@ question are done.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
-import platform
 import random
 import selectors
 import statistics
-import subprocess
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from pathlib import Path
 from typing import Any
+
+from environment import argument_parser, write_result
 
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.confidence import rollout_scores
@@ -342,8 +340,7 @@ def measure(*, slots: int, seeds: Sequence[int], tokenizer: Any) -> dict[str, An
 
 def main() -> None:
     """Measures every number of slots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--slots", type=int, nargs="+", default=[64, 128, 256, 640])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     options = parser.parse_args()
@@ -352,17 +349,7 @@ def main() -> None:
     for slots in options.slots:
         results.append(measure(slots=slots, seeds=options.seeds, tokenizer=tokenizer))
         print(json.dumps(results[-1]), flush=True)
-    if options.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        report = {
-            "command": f"python benchmarks/scheduling.py --slots {' '.join(map(str, options.slots))} "
-            f"--seeds {' '.join(map(str, options.seeds))}",
-            "commit": commit,
-            "python": platform.python_version(),
-            "rollouts": NUM_QUESTIONS * NUM_ROLLOUTS,
-            "results": results,
-        }
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_result(options.output, {"rollouts": NUM_QUESTIONS * NUM_ROLLOUTS, "results": results})
 
 
 if __name__ == "__main__":

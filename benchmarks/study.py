@@ -1,6 +1,6 @@
 """The three-way study: GRPO N=8, GRPO N=10 (matched rollouts) and AXPO from the same warm start, over several seeds.
 
-    python benchmarks/study.py --seeds 30 31 32 33 34 --output-dir outputs/study --results benchmarks/results/study.json
+    python benchmarks/study.py --seeds 30 31 32 33 34 --output-dir outputs/study --output benchmarks/results/study.json
 
 The arms share code, settings, seeds and warm start and differ by the plan alone. A warm start outside of the window is
 reported as such and trained all the same. A second call continues what the first one left.
@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import platform
-import subprocess
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from environment import argument_parser, write_result
 from rich.console import Console
 
 from nemo_axpo.progress import ProgressDisplay
@@ -54,19 +52,17 @@ def main() -> None:
     with ProgressDisplay() as progress:
         run_side_by_side(runs, max_parallel=options.max_parallel, progress=progress)
     report = build_report([options.output_dir], output=options.output_dir, console=Console())
-    if options.results:
-        write_result(options.results, summary=json.loads(report.summary.read_text()))
+    write_result(options.output, json.loads(report.summary.read_text()))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("settings", nargs="*", help="settings for every run, e.g. world.daylight=30")
     parser.add_argument("--seeds", type=int, nargs="+", default=[30, 31, 32, 33, 34])
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
     parser.add_argument("--max-parallel", type=int, default=2, help="processes at once, one thread each")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/study"))
-    parser.add_argument("--results", type=Path, help="write summary, command, commit and machine here")
     return parser.parse_args()
 
 
@@ -75,26 +71,8 @@ def start_all(
 ) -> dict[Name, WarmStart]:
     """Every warm start, several at once, one thread each."""
     with ThreadPoolExecutor(max_parallel) as pool:
-        futures = {
-            name: pool.submit(warm_start, path, settings=settings[name])
-            for name, path in directories.items()
-        }
+        futures = {name: pool.submit(warm_start, path, settings=settings[name]) for name, path in directories.items()}
         return {name: future.result() for name, future in futures.items()}
-
-
-def write_result(path: Path, *, summary: dict) -> None:
-    """The summary with what is needed to repeat it."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=False).stdout.strip()
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit + ("+changes" if dirty else ""),
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        **summary,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Who learns the tool, over direct accuracy and tool accuracy after the warm start: the picture beyond the window.
 
-    python benchmarks/sweep.py --output-dir outputs/sweep --results benchmarks/results/sweep.json
+    python benchmarks/sweep.py --output-dir outputs/sweep --output benchmarks/results/sweep.json
 
 ``world.daylight`` moves the direct accuracy, ``world.aim_rate`` the tool accuracy; everything else is the quickstart's.
 Each point is one warm start with GRPO (matched rollouts) and AXPO trained from it. A second call continues.
@@ -13,7 +13,8 @@ import itertools
 import json
 from pathlib import Path
 
-from study import start_all, write_result
+from environment import argument_parser, write_result
+from study import start_all
 
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.quickstart import NUM_STEPS, planned_runs
@@ -52,18 +53,16 @@ def main() -> None:
     with ProgressDisplay() as progress:
         run_side_by_side(runs, max_parallel=2, progress=progress)
     report = build_report([options.output_dir], output=options.output_dir)
-    if options.results:
-        write_result(options.results, summary=json.loads(report.summary.read_text()))
+    write_result(options.output, json.loads(report.summary.read_text()))
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--daylight", type=float, nargs="+", default=[20, 38, 90])
     parser.add_argument("--aim", type=float, nargs="+", default=[0.05, 0.35, 0.7])
     parser.add_argument("--seeds", type=int, nargs="+", default=[20])
     parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/sweep"))
-    parser.add_argument("--results", type=Path, help="write summary, command, commit and machine here")
     return parser.parse_args()
 
 

@@ -12,20 +12,19 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from environment import argument_parser, write_result
 from tool_call_peers import CONCURRENCY as PEER_CONCURRENCY
 from tool_call_peers import PROGRAMS, peer_calls
 
@@ -210,8 +209,7 @@ def _held(tool: PythonTool) -> dict[str, int]:
 
 def main() -> None:
     """Measures, soaks where asked to, and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the result here")
+    parser = argument_parser(__doc__)
     parser.add_argument("--peer-path", type=Path, nargs="*", default=[], help="directories that peers are imported from")
     parser.add_argument("--snippets", nargs="*", default=list(SNIPPETS), choices=list(SNIPPETS))
     parser.add_argument("--soak", type=int, default=0, metavar="N", help="mixed calls after the measurement")
@@ -224,17 +222,8 @@ def main() -> None:
         results["soak"] = asyncio.run(soak(tool, count=options.soak, concurrency=8))
         print(json.dumps(results["soak"], indent=1))
     tool.close()
-    if options.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        report = {
-            "command": f"python benchmarks/tool_calls.py --soak {options.soak} --peer-path ...",
-            "commit": commit,
-            "cores": os.cpu_count(),
-            "kernel": platform.release(),
-            "layers": sorted(tool.layers),
-            **results,
-        }
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"kernel": platform.release(), "layers": sorted(tool.layers), **results}
+    write_result(options.output, report, packages=("smolagents", "ray"))
 
 
 if __name__ == "__main__":

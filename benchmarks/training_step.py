@@ -10,19 +10,15 @@ on every position, as a plain loop does; both compute the same loss, clip the gr
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import json
-import platform
 import statistics
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import transformers
+from environment import argument_parser, write_result
+from timing import repeated
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from nemo_axpo.actors.actor import Actor
@@ -139,12 +135,7 @@ class PlainStep:
 def seconds(step: Callable[[], object], *, repeats: int) -> float:
     """Median CPU seconds after one warm-up: on one thread the wall time of a machine that runs nothing else."""
     step()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        step()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return statistics.median(call.cpu_s for call in repeated(step, repeats=repeats))
 
 
 def compare(actor: Actor, plain: PlainStep, batch: TrainBatch, *, repeats: int) -> dict[str, float]:
@@ -184,9 +175,8 @@ def measure(checkpoint: Path, *, repeats: int, micro_batch_tokens: int) -> dict[
 
 
 def main() -> None:
-    """Runs the comparison and writes it with the commit, the command and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    """Runs the comparison and writes it."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--micro-batch-tokens", type=int, default=8_192)
     arguments = parser.parse_args()
@@ -194,13 +184,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = save_tiny_checkpoint(directory, tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0)
         results = measure(checkpoint, repeats=arguments.repeats, micro_batch_tokens=arguments.micro_batch_tokens)
-    if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "machine": platform.machine()}
-        command = f"python benchmarks/training_step.py --repeats {arguments.repeats}"
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        report = {"command": command, "commit": commit, **versions, "results": results}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_result(arguments.output, {"results": results})
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from environment import argument_parser, environment, write_json
 from grpo_step.setting import MODES, Setting, best_step, save_checkpoint
 
 SIDES = ("ours", "trl")
@@ -106,8 +106,8 @@ def _run_side(
     command += ["--trl-micro-batch", str(micro_batch)]
     for name in ("num_questions", "num_rollouts", "num_new", "num_steps"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    finished = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run(command, check=False, env=own, capture_output=True, text=True)
     if finished.returncode:
         raise RuntimeError(f"{mode}: the {side} side failed:\n{finished.stderr[-4000:]}")
     return {**json.loads(finished.stdout.splitlines()[-1]), **({"micro_batch": micro_batch} if side == "trl" else {})}
@@ -124,7 +124,7 @@ def _ratios(best: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--num-questions", type=int, default=16)
     parser.add_argument("--num-rollouts", type=int, default=8)
@@ -137,7 +137,6 @@ def _parser() -> argparse.ArgumentParser:
         default=[16, 128],
         help="rows of TRL's forward and backward pass; best wins",
     )
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process (internal)")
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -161,13 +160,9 @@ def main() -> None:
         return
     results = compare(arguments.modes, arguments)
     if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        versions = {name: importlib.metadata.version(name) for name in PACKAGES} | {"machine": platform.machine()}
-        command = " ".join(["python", "benchmarks/trl_step.py", *sys.argv[1:]])
         known = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-        origin = {"command": command, "commit": commit, **versions}
-        report = known | {mode: {**origin, **result} for mode, result in results.items()}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        origin = environment(PACKAGES)
+        write_json(arguments.output, known | {mode: {**origin, **result} for mode, result in results.items()})
 
 
 if __name__ == "__main__":

