@@ -1,21 +1,34 @@
-"""What the commands that attempt questions share: their directory, their display, their report."""
+"""What the commands that attempt questions share: their directory, their display, the attempts themselves, their report."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from nemo_axpo import assembly
+from nemo_axpo.assembly import Workbench
 from nemo_axpo.config.schema import Config
-from nemo_axpo.distill.attempts import FILE, Attempt, read_attempts
+from nemo_axpo.data.image_files import ImageFiles
+from nemo_axpo.distill.attempts import FILE, Attempt, AttemptLog, read_attempts
+from nemo_axpo.distill.collect import Collector, CollectSettings
+from nemo_axpo.engines.base import Engine
 from nemo_axpo.errors import RunDirectoryError, RunFailedError, rule_message
 from nemo_axpo.loop import QuestionSource
 from nemo_axpo.progress import ProgressDisplay
+from nemo_axpo.rewards.base import require_verifiers
+from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.run_directory import RunDirectory, open_run_directory
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 REPORT_FILE = "report.json"
+_NUM_CHECKED = 4
+"""Questions on whose own answers the verifiers are tried before anything is sampled."""
 _NUM_UPDATES = 200
 """Redraws of the display: smooth, and nothing beside the sampling."""
 
@@ -30,6 +43,53 @@ def open_attempts(config: Config, *, resume: bool) -> Iterator[tuple[RunDirector
         shown = {"right": "right", "tool_use": "tool use"}
         with ProgressDisplay(shown=shown, unit="question") as progress:
             yield run, progress
+
+
+async def attempt_questions(
+    config: Config,
+    *,
+    name: Literal["distill", "filter"],
+    build_engine: Callable[[], Engine],
+    bench: Workbench,
+    run: RunDirectory,
+    progress: ProgressDisplay,
+    weights: Iterable[tuple[str, Tensor]] | None = None,
+    image_files: ImageFiles | None = None,
+) -> int:
+    """Attempts the training stream's questions as the section ``name`` says; returns how many stayed lost.
+
+    ``build_engine``: what samples, closed at the end. ``weights``: loaded into it once the verifiers are known to work; None:
+    it has them. ``image_files``: where pictures of right rollouts go; None keeps rewards alone.
+    """
+    section = getattr(config, name)
+    stream = assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images)
+    settings = CollectSettings(
+        num_questions_of(stream, wanted=section.num_questions),
+        section.num_rollouts,
+        seed=derive_seed(name, config.seed),
+        num_concurrent=section.num_concurrent,
+    )
+    engine = build_engine()
+    try:
+        require_verifiers(await bench.verifiers.measure(stream.take(0, min(_NUM_CHECKED, settings.num_questions))))
+        bench.images.retain(())
+        if weights is not None:
+            engine.load_weights(weights, policy_version=0)
+        sampling = section.model_dump(include={"temperature", "top_p", "top_k"})
+        with AttemptLog(run.path) as log:
+            collector = Collector(
+                stream,
+                assembly.build_producer(config, bench=bench, engine=engine, **sampling),
+                images=bench.images,
+                log=log,
+                settings=settings,
+                image_files=image_files,
+                on_attempt=attempt_counter(progress, run.path, total=settings.num_questions, name=name),
+            )
+            return (await collector.run()).num_lost
+    finally:
+        await bench.verifiers.close()
+        await engine.close()
 
 
 def num_questions_of(stream: QuestionSource, *, wanted: int | None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,13 @@ from nemo_axpo.data.trajectories import (
     tokenizer_fingerprint,
     write_trajectories,
 )
-from nemo_axpo.distill.attempt_run import attempt_counter, lost_error, num_questions_of, open_attempts, write_report
-from nemo_axpo.distill.attempts import AttemptLog, read_attempts, require_attempts
-from nemo_axpo.distill.collect import Collector, CollectSettings
+from nemo_axpo.distill.attempt_run import attempt_questions, lost_error, open_attempts, write_report
+from nemo_axpo.distill.attempts import read_attempts, require_attempts
 from nemo_axpo.distill.report import histogram, percent, summarize_attempts
 from nemo_axpo.distill.selection import Candidate, select
 from nemo_axpo.distill.teacher import build_teacher
-from nemo_axpo.progress import ProgressDisplay
-from nemo_axpo.rewards.base import require_verifiers
-from nemo_axpo.rollouts.seeds import derive_seed
 from nemo_axpo.run_directory import RunDirectory
 from nemo_axpo.world.tiny_policy import tiny_policy
-
-_NUM_CHECKED = 4
-"""Questions on whose own answers the verifiers are tried before anything is sampled."""
 
 
 def run_distill(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -52,43 +46,21 @@ def run_distill(config: Config, *, resume: bool = False, console: Console | None
     with open_attempts(config, resume=resume) as (run, progress):
         checkpoint = config.model.path or tiny_policy(run.path, seed=config.seed)
         bench = assembly.build_workbench(config, checkpoint=checkpoint)
-        num_lost = asyncio.run(_collect(config, bench=bench, run=run, progress=progress))
+        attempting = attempt_questions(
+            config,
+            name="distill",
+            build_engine=partial(build_teacher, config, bench=bench),
+            bench=bench,
+            run=run,
+            progress=progress,
+            image_files=ImageFiles(run.path / IMAGES_DIRECTORY),
+        )
+        num_lost = asyncio.run(attempting)
         report = write_chosen(config, bench=bench, run=run)
     console.print(describe(report), markup=False, highlight=False)
     if num_lost:
         raise lost_error(num_lost)
     return run.path
-
-
-async def _collect(config: Config, *, bench: Workbench, run: RunDirectory, progress: ProgressDisplay) -> int:
-    section = config.distill
-    stream = assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images)
-    settings = CollectSettings(
-        num_questions_of(stream, wanted=section.num_questions),
-        section.num_rollouts,
-        seed=derive_seed("distill", config.seed),
-        num_concurrent=section.num_concurrent,
-    )
-    teacher = build_teacher(config, bench=bench)
-    try:
-        require_verifiers(await bench.verifiers.measure(stream.take(0, min(_NUM_CHECKED, settings.num_questions))))
-        bench.images.retain(())
-        sampling = section.model_dump(include={"temperature", "top_p", "top_k"})
-        producer = assembly.build_producer(config, bench=bench, engine=teacher, **sampling)
-        with AttemptLog(run.path) as log:
-            collector = Collector(
-                stream,
-                producer,
-                images=bench.images,
-                log=log,
-                settings=settings,
-                image_files=ImageFiles(run.path / IMAGES_DIRECTORY),
-                on_attempt=attempt_counter(progress, run.path, total=settings.num_questions, name="distill"),
-            )
-            return (await collector.run()).num_lost
-    finally:
-        await bench.verifiers.close()
-        await teacher.close()
 
 
 def write_chosen(config: Config, *, bench: Workbench, run: RunDirectory) -> dict[str, Any]:

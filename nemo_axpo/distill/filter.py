@@ -15,27 +15,21 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from nemo_axpo import assembly
-from nemo_axpo.assembly import Workbench
 from nemo_axpo.config.schema import Config
-from nemo_axpo.distill.attempt_run import attempt_counter, lost_error, num_questions_of, open_attempts, write_report
-from nemo_axpo.distill.attempts import Attempt, AttemptLog, require_attempts
-from nemo_axpo.distill.collect import Collector, CollectSettings
+from nemo_axpo.distill.attempt_run import attempt_questions, lost_error, open_attempts, write_report
+from nemo_axpo.distill.attempts import Attempt, require_attempts
 from nemo_axpo.distill.report import AttemptSummary, histogram, percent, summarize_attempts
 from nemo_axpo.models.qwen3_vl.loading import read_checkpoint
-from nemo_axpo.progress import ProgressDisplay
-from nemo_axpo.rewards.base import require_verifiers
-from nemo_axpo.rollouts.seeds import derive_seed
-from nemo_axpo.run_directory import RunDirectory
 
 KEPT_FILE, MARKDOWN_FILE = "kept.jsonl", "report.md"
 KEPT, SOLVED, UNSOLVABLE = "kept", "solved by the policy", "failed by the teacher"
 """What becomes of a question."""
-_NUM_CHECKED = 4
 
 
 @dataclass(frozen=True)
@@ -67,7 +61,16 @@ def run_filter(config: Config, *, resume: bool = False, console: Console | None 
     teacher = require_attempts(config.filter.teacher) if config.filter.teacher else ()
     with open_attempts(config, resume=resume) as (run, progress):
         bench = assembly.build_workbench(config, checkpoint=config.model.path)
-        num_lost = asyncio.run(_collect(config, bench=bench, run=run, progress=progress))
+        attempting = attempt_questions(
+            config,
+            name="filter",
+            build_engine=partial(assembly.build_engine, config, bench=bench),
+            weights=read_checkpoint(bench.checkpoint),
+            bench=bench,
+            run=run,
+            progress=progress,
+        )
+        num_lost = asyncio.run(attempting)
         report = decide(require_attempts(run.path), teacher=teacher)
         _write(run.path, report)
     console.print(describe(report), markup=False, highlight=False)
@@ -127,36 +130,6 @@ def markdown(report: FilterReport) -> str:
     lines += [_row("teacher", *numbers), _row("---", *("---:" for _ in numbers))]
     lines += [_row(name, *(row.get(number, 0) for number in numbers)) for name, row in report.by_teacher.items()]
     return "\n".join(lines) + "\n"
-
-
-async def _collect(config: Config, *, bench: Workbench, run: RunDirectory, progress: ProgressDisplay) -> int:
-    section = config.filter
-    stream = assembly.build_questions(config, stream="train", seed=config.seed, images=bench.images)
-    settings = CollectSettings(
-        num_questions_of(stream, wanted=section.num_questions),
-        section.num_rollouts,
-        seed=derive_seed("filter", config.seed),
-        num_concurrent=section.num_concurrent,
-    )
-    engine = assembly.build_engine(config, bench=bench)
-    try:
-        require_verifiers(await bench.verifiers.measure(stream.take(0, min(_NUM_CHECKED, settings.num_questions))))
-        bench.images.retain(())
-        engine.load_weights(read_checkpoint(bench.checkpoint), policy_version=0)
-        producer = assembly.build_producer(config, bench=bench, engine=engine, temperature=section.temperature)
-        with AttemptLog(run.path) as log:
-            collector = Collector(
-                stream,
-                producer,
-                images=bench.images,
-                log=log,
-                settings=settings,
-                on_attempt=attempt_counter(progress, run.path, total=settings.num_questions, name="filter"),
-            )
-            return (await collector.run()).num_lost
-    finally:
-        await bench.verifiers.close()
-        await engine.close()
 
 
 def _fate(attempt: Attempt, solved_by_teacher: Mapping[str, int]) -> str:
