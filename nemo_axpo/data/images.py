@@ -87,6 +87,21 @@ class ImageStore:
         except KeyError:
             raise KeyError(f"image {image_id[:12]} is not in the store: add() it, or keep its id in retain()") from None
 
+    def model_image(self, image_id: ImageId) -> Image.Image:
+        """The image at the size at which the vision tower sees it: no processor resizes it any more.
+
+        Implementations of one processor resize differently (by one level of 255 and more), so what a server processes
+        itself is sent like this. An image that would be resized again, as are some of the most elongated, stays what it is.
+        """
+        image, (_, rows, columns) = self.image(image_id), self.features(image_id).grid_thw
+        side = self._processor.patch_size
+        width, height = columns * side, rows * side
+        try:
+            is_final = self._processor.get_number_of_image_patches(height, width, {}) == rows * columns
+        except ValueError:  # beyond MAX_ASPECT_RATIO, by rounding
+            is_final = False
+        return image.resize((width, height), resample=self._processor.resample) if is_final else image
+
     def features(self, image_id: ImageId) -> ImageFeatures:
         """Processed patches of one image, computed at the first request."""
         if image_id not in self._features:

@@ -42,7 +42,7 @@ class ChatEndpoint:
     ) -> None:
         """``body``: further fields of every request; null removes one that is sent otherwise (``seed``)."""
         self._client, self._model, self._body = client, model, dict(body or {})
-        self._renderer, self._urls = renderer, DataUrls(image_store)
+        self._renderer, self._urls = renderer, DataUrls(image_store.image)
 
     async def generate(self, request: GenerationRequest) -> Completion:
         """One reply as a completion. EngineError where there is none, or none that can be used."""

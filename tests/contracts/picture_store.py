@@ -37,6 +37,9 @@ class PictureStore:
     def image(self, name: str) -> Image.Image:
         return self._store.image(self._ids[name])
 
+    def model_image(self, name: str) -> Image.Image:
+        return self._store.model_image(self._ids[name])
+
     def render(self, *pieces: int | str) -> RenderedTokens:
         """Token ids and image ids in reading order; an image is wrapped and expanded to its grid."""
         tokens: list[int] = []

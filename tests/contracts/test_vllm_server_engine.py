@@ -104,7 +104,7 @@ def make_client(url, store, **options) -> VllmClient:
     config = contract_config()
     probes = [request(store.render(1, 2, 3), max_new_tokens=2), request(store.render(1, "i0", 2), max_new_tokens=2)]
     return VllmClient(
-        url, data_urls=DataUrls(store), image_token_id=config.image_token_id, stop_token_ids=(IM_END,),
+        url, data_urls=DataUrls(store.model_image), image_token_id=config.image_token_id, stop_token_ids=(IM_END,),
         banned_token_ids=BANNED, probes=probes, **options,
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ def make_client(url: str, config, store, *, stop_token_ids, banned_token_ids, **
     """``store``: a PictureStore with a picture ``i0``."""
     probes = [request(store.render(1, 2, 3), max_new_tokens=2), request(store.render(1, "i0", 2), max_new_tokens=2)]
     return TrtllmClient(
-        url, data_urls=DataUrls(store), image_token_id=config.image_token_id, stop_token_ids=stop_token_ids,
+        url, data_urls=DataUrls(store.model_image), image_token_id=config.image_token_id, stop_token_ids=stop_token_ids,
         banned_token_ids=banned_token_ids, probes=probes, **options,
     )  # fmt: skip
 

@@ -116,7 +116,7 @@ class Pictures:
 
 def test_pictures_arrive_pixel_by_pixel_and_are_encoded_once():
     pictures = Pictures()
-    urls = DataUrls(pictures)
+    urls = DataUrls(pictures.image)
     url = urls.url("one")
     with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as image:
         assert np.array_equal(np.asarray(image), np.asarray(pictures.image("one")))
@@ -126,7 +126,7 @@ def test_pictures_arrive_pixel_by_pixel_and_are_encoded_once():
 
 def test_only_so_many_pictures_are_kept():
     pictures = Pictures()
-    urls = DataUrls(pictures)
+    urls = DataUrls(pictures.image)
     for number in range(129):
         urls.url(f"p{number}")
     urls.url("p128")

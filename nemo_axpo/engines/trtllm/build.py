@@ -63,7 +63,7 @@ def make_clients(
     servers: ServerOptions,
 ) -> list[TrtllmClient]:
     """A client per server, not yet checked; pictures are encoded once for all."""
-    data_urls, probes = DataUrls(image_store), start_probes(hf_config, image_store=image_store)
+    data_urls, probes = DataUrls(image_store.model_image), start_probes(hf_config, image_store=image_store)
     return [
         TrtllmClient(
             url,

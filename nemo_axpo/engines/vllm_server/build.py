@@ -26,7 +26,7 @@ def build_vllm_server(
     device: str,
 ) -> FleetEngine:
     """ConfigError where a server cannot be used. ``device``: of the trainer, from which weights are pushed."""
-    data_urls, probes = DataUrls(image_store), start_probes(hf_config, image_store=image_store)
+    data_urls, probes = DataUrls(image_store.model_image), start_probes(hf_config, image_store=image_store)
     clients = [
         VllmClient(
             url,
