@@ -58,7 +58,19 @@ RENAMED: dict[str, tuple[str, ...]] = {
 SECTIONS = ("data", "rollout", "tools", "rewards", "engine", "world", "eval", "job", "logging")
 """Sections of our config that stand under ``model.axpo`` as they are: ``model.axpo.rollout.max_turns``."""
 
+COPIES: dict[str, str] = {
+    "trainer.gradient_clip_val": "trainer.axpo.gradient_clip_val",
+    "trainer.axpo.model_gbs": "model.global_batch_size",
+    "trainer.axpo.model_mbs": "model.micro_batch_size",
+    "trainer.axpo.trt_llm.seed": "model.seed",
+    "model.precision": "trainer.precision",
+    "model.axpo.trt_llm": "trainer.axpo.trt_llm",
+    "model.data.seq_length": "model.encoder_seq_length",
+}
+"""By NeMo's key, the key whose value it must repeat; of a section every key."""
+
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "defaults": ((None, []), "a stage is read as it is, without Hydra's list of further files"),
     "trainer.max_epochs": ((1, None), "the length of a run is trainer.axpo.max_steps"),
     "trainer.logger": ((False,), "metrics are logged as exp_manager says"),
     "trainer.enable_checkpointing": ((False,), "checkpoints are written as exp_manager says"),
@@ -69,6 +81,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trainer.axpo.batch_iterator.use_flask": ((False,), "rows are balanced over the replicas before every update"),
     "trainer.axpo.trt_llm.reshard": ((False,), "generation servers have a layout of their own"),
     "trainer.axpo.trt_llm.unload_engine_train": ((False,), "generation servers keep their GPUs"),
+    "trainer.axpo.trt_llm.model_type": ((None, "qwen3_vl"), "servers read the architecture from the checkpoint they serve"),
     "exp_manager.exp_dir": ((None,), "the run directory is exp_manager.explicit_log_dir"),
     "exp_manager.resume_from_checkpoint": ((None,), "a run resumes from the newest checkpoint of its own directory"),
     "exp_manager.resume_ignore_no_checkpoint": ((True,), "a run without a checkpoint starts from its beginning"),
@@ -93,26 +106,50 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.axpo.sampling_params.end_strings": ((None, [], ["<|im_end|>"]), "a turn ends at the template's token"),
     "model.axpo.length_params.min_length": ((0, 1), "a turn may be as short as the policy likes"),
     "model.peft.restore_from_path": ((None,), "adapters are not supported"),
+    "model.peft.restore_from_ckpt.checkpoint_dir": ((None,), "adapters are not supported"),
+    "model.peft.restore_from_ckpt.checkpoint_name": ((None,), "adapters are not supported"),
     "model.data.data_impl": (("jsonl",), "questions are records, a JSON object a line"),
+    "model.data.data_prefix": ((None,), "questions come from model.data.recipe or model.axpo.data"),
+    "model.data.splits_string": ((None,), "questions for training and validation are streams of their own"),
+    "model.data.index_mapping_dir": ((None,), "questions are found by their number, without an index"),
+    "model.data.reset_position_ids": ((False,), "a row is one conversation"),
+    "model.data.reset_attention_mask": ((False,), "a row is one conversation"),
+    "model.data.eod_mask_loss": ((False,), "the loss is on the tokens that the policy sampled"),
 }
 """By NeMo's key, the values under which a run here does what the file says, and why."""
 
-WITHOUT_EFFECT: frozenset[str] = frozenset(
-    {
-        "name", "run.name", "run.results_dir", "run.time_limit", "run.dependency", "run.nodes", "run.ntasks_per_node",
-        "trainer.axpo.model_gbs", "trainer.axpo.model_mbs", "trainer.axpo.batch_iterator.port",
-        "trainer.axpo.trt_llm.max_input_len", "trainer.axpo.trt_llm.seed",
-        "trainer.axpo.trt_llm.model_type",
-        "exp_manager.name", "exp_manager.wandb_logger_kwargs.name",
-        "exp_manager.checkpoint_callback_params.filename",
-        "exp_manager.checkpoint_callback_params.model_parallel_size",
-        "model.max_position_embeddings", "model.optim.contiguous_grad_buffer", "model.optim.sched.constant_steps", "model.optim.sched.max_steps",
-        "model.axpo.rollout_micro_batch_size", "model.axpo.forward_micro_batch_size",
-        "model.axpo.val_rollout_micro_batch_size", "model.axpo.sampling_params.compute_logprob",
-        "model.data.seq_length", "model.data.num_workers",
-    }
-)  # fmt: skip
-"""Either names and limits of the launcher, copies of other keys, or sizes that a server with continuous batching lacks."""
+REFUSED_SECTIONS: dict[str, str] = {
+    "remote_rm": "verifiers (model.axpo.rewards) judge a rollout when it ends; there is no reward model server",
+}
+"""By a section of NeMo's that has no meaning here, why."""
+
+WITHOUT_EFFECT: dict[str, str] = {
+    "name": "names the job",
+    "run.name": "names the job",
+    "run.results_dir": "of the launcher; the run directory is exp_manager.explicit_log_dir",
+    "run.time_limit": "of the queue; the run's own limit is trainer.max_time",
+    "run.dependency": "of the queue",
+    "run.nodes": "of the queue",
+    "run.ntasks_per_node": "of the queue",
+    "trainer.axpo.batch_iterator.port": "of the server that use_flask would start",
+    "exp_manager.name": "names the run",
+    "exp_manager.wandb_logger_kwargs.name": "names the run",
+    "exp_manager.checkpoint_callback_params.filename": "checkpoints are found by their step",
+    "exp_manager.checkpoint_callback_params.model_parallel_size": "a checkpoint is read under any layout",
+    "model.max_position_embeddings": "positions are rotary: there is no table of them",
+    "model.optim.contiguous_grad_buffer": "megatron-core decides it",
+    "model.optim.sched.constant_steps": "the rate is constant after its warm-up",
+    "model.optim.sched.max_steps": "the rate is constant after its warm-up",
+    "model.axpo.rollout_micro_batch_size": "servers batch requests as they come",
+    "model.axpo.val_rollout_micro_batch_size": "servers batch requests as they come",
+    "model.axpo.forward_micro_batch_size": "log-probs are computed in the micro-batches of the training",
+    "model.axpo.sampling_params.compute_logprob": "engines always return them",
+    "model.peft.lora_tuning": "of adapters, which are not supported",
+    "model.overwrite_base_config": "a Hugging Face checkpoint has no config of NeMo's to overwrite",
+    "model.data.skip_warmup": "of indexed data sets",
+    "model.data.num_workers": "questions are made by the rank that samples them",
+}
+"""By NeMo's key or section, why a run here is the same whatever it says."""
 
 COMPUTED: dict[str, str] = {
     "trainer.accelerator": "device: gpu is cuda",
@@ -121,9 +158,9 @@ COMPUTED: dict[str, str] = {
     "trainer.max_steps": "a copy of trainer.axpo.max_steps, or -1",
     "trainer.axpo.algorithm": "algorithm: axpo, or grpo, which leaves num_continuations and resample_ratio aside",
     "trainer.axpo.trt_llm.enable": "engine.name: true is trtllm, false vllm_server",
+    "trainer.axpo.trt_llm.max_input_len": "at least model.encoder_seq_length - max_length; servers have flags of their own",
     "exp_manager.resume_if_exists": "whether a run goes on where it stopped, as --resume says otherwise",
     "exp_manager.max_time_per_run": "job.max_time, where trainer.max_time does not say it",
-    "model.precision": "a copy of trainer.precision",
     "model.megatron_amp_O2": "must be true in bf16: weights have float32 masters",
     "model.micro_batch_size": "actor.micro_batch_tokens: this times model.encoder_seq_length",
     "model.global_batch_size": "actor.num_minibatches: rollouts of a step (num_rollout_samples x num_rollouts_per_prompt) "
@@ -132,7 +169,7 @@ COMPUTED: dict[str, str] = {
     "model.optim.name": "actor.distributed_optimizer: true for distributed_fused_adam and mcore_distributed_optim, false for "
     "fused_adam and adamw",
     "model.optim.sched.name": "null or WarmupPolicy; CosineAnnealing where min_lr is lr: the rate is constant after its warm-up",
-    "model.optim.sched.min_lr": "must be model.optim.lr",
+    "model.optim.sched.min_lr": "must be model.optim.lr under CosineAnnealing",
     "model.peft.peft_scheme": "actor.peft: null or none",
     "model.data.recipe": "a file of conf/data: questions, and who judges their answers",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemo_axpo.config.key_list import KeyDoc, SectionDoc, yaml_text
 from nemo_axpo.config.nemo_precision import FP8_KEYS
-from nemo_axpo.launcher.key_tables import COMPUTED, FIXED, RENAMED, SECTIONS, WITHOUT_EFFECT
+from nemo_axpo.launcher.key_tables import COMPUTED, COPIES, FIXED, REFUSED_SECTIONS, RENAMED, SECTIONS, WITHOUT_EFFECT
 
 
 def nemo_key_docs() -> list[SectionDoc]:
@@ -16,8 +16,9 @@ def nemo_key_docs() -> list[SectionDoc]:
         SectionDoc("", "Transformer Engine and FP8 (docs/models.md)", tuple(_doc(f"model.{key}", FP8_KEYS[key]) for key in FP8_KEYS)),
         SectionDoc("", "Sections of our config as they are", tuple(_doc(f"model.axpo.{name}.*", f"{name}.*") for name in SECTIONS)),
         SectionDoc("", "Keys with the one value that is true here", tuple(fixed)),
-        SectionDoc("", "Keys that do nothing", tuple(_doc(key, "a name or limit of the launcher, a copy, or a size that servers lack")
-                                                      for key in sorted(WITHOUT_EFFECT))),
+        SectionDoc("", "Keys that repeat another", tuple(_doc(key, original) for key, original in COPIES.items())),
+        SectionDoc("", "Keys that do nothing", tuple(_doc(*item) for item in WITHOUT_EFFECT.items())),
+        SectionDoc("", "Sections that are refused", tuple(_doc(*item) for item in REFUSED_SECTIONS.items())),
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ Every key is read, or refused: a run must not do something else than its file sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,16 @@ from nemo_axpo.config.messages import did_you_mean
 from nemo_axpo.config.nemo_precision import fp8_from_nemo
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
-from nemo_axpo.launcher.key_tables import COMPUTED, FIXED, FP8_PREFIXES, RENAMED, SECTIONS, WITHOUT_EFFECT
+from nemo_axpo.launcher.key_tables import (
+    COMPUTED,
+    COPIES,
+    FIXED,
+    FP8_PREFIXES,
+    REFUSED_SECTIONS,
+    RENAMED,
+    SECTIONS,
+    WITHOUT_EFFECT,
+)
 from nemo_axpo.launcher.resolvers import register_resolvers
 
 _DTYPES = {"bf16": "bfloat16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16", "32": "float32", "32-true": "float32"}
@@ -31,8 +40,6 @@ _ALGORITHMS = {"axpo": "axpo", "grpo": "grpo"}
 _GRANULARITIES = {None: "none", "selective": "selective", "full": "full"}
 RESAMPLING = ("num_continuations", "resample_ratio")
 """Of the algorithm's keys those that GRPO does not have."""
-_OPEN_SECTIONS = ("model.axpo.trt_llm.",)
-"""Copies of sections that stand elsewhere in the file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:
         section: stage["model"]["axpo"][section] for section in SECTIONS if f"model.axpo.{section}" in _sections(stage)
     }
     keys = {key: value for key, value in keys.items() if not key.startswith(tuple(f"model.axpo.{s}." for s in own))}
-    problems = [*_unknown(keys), *_refused(keys)]
+    problems = [*_unknown(keys), *_refused(keys), *_unequal_copies(keys)]
     if problems:
         raise ConfigError("\n".join(problems))
     values = _data_recipe(keys.get("model.data.recipe"))
@@ -105,7 +112,7 @@ def _data_recipe(name: str | None) -> dict[str, Any]:
 def _computed(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Our keys whose values follow from several of NeMo's."""
     dtype = _choice(keys, "trainer.precision", _DTYPES, default="bf16")
-    _check_equal(keys, "model.precision", "trainer.precision")
+    _check_max_input(keys)
     _check_master_weights(keys, dtype=dtype)
     _check_max_steps(keys)
     _check_constant_rate(keys)
@@ -186,12 +193,22 @@ def _check_master_weights(keys: Mapping[str, Any], *, dtype: str) -> None:
         raise ConfigError(rule_message(rule, got="false", cure="set it to true, or trainer.precision=32"))
 
 
-def _check_equal(keys: Mapping[str, Any], copy: str, original: str) -> None:
-    if copy in keys and keys[copy] != keys.get(original):
-        raise ConfigError(
-            rule_message(f"{copy} is a copy of {original}", got=f"{keys[copy]} and {keys.get(original)}",
-                         cure=f"set {copy}=${{{original}}}")
-        )  # fmt: skip
+def _check_max_input(keys: Mapping[str, Any]) -> None:
+    """Servers take whole rows, as their own flags say; NeMo-Aligner's default, the difference, asks for no less."""
+    key, length, turn = "trainer.axpo.trt_llm.max_input_len", "model.encoder_seq_length", "model.axpo.length_params.max_length"
+    given, least = keys.get(key), keys.get(length, 0) - keys.get(turn, 0)
+    if given is not None and given < least:
+        rule = f"{key} must be at least {length} - {turn}: servers are asked for whole rows"
+        raise ConfigError(rule_message(rule, got=f"{given} < {least}", cure="remove it; servers have flags of their own"))
+
+
+def _unequal_copies(keys: Mapping[str, Any]) -> Iterator[str]:
+    for copy, original in COPIES.items():
+        for key in (name for name in keys if _is_in(name, (copy,))):
+            source = original + key.removeprefix(copy)
+            if keys[key] != keys.get(source):
+                got = f"{keys[key]} and {keys.get(source)}"
+                yield rule_message(f"{key} is a copy of {source}", got=got, cure=f"set {key}=${{{source}}}")
 
 
 def _choice(keys: Mapping[str, Any], key: str, meanings: Mapping[Any, Any], *, default: Any) -> Any:
@@ -204,10 +221,10 @@ def _choice(keys: Mapping[str, Any], key: str, meanings: Mapping[Any, Any], *, d
 
 
 def _unknown(keys: Mapping[str, Any]) -> Iterator[str]:
-    known = {*RENAMED, *FIXED, *WITHOUT_EFFECT, *COMPUTED}
+    known = {*RENAMED, *FIXED, *COPIES, *WITHOUT_EFFECT, *COMPUTED}
     for key, value in keys.items():
         is_empty_section = not value and any(name.startswith(f"{key}.") for name in known)
-        if key in known or key.startswith(_OPEN_SECTIONS) or is_empty_section:
+        if _is_in(key, known) or _is_in(key, REFUSED_SECTIONS) or is_empty_section:
             continue
         section = key.rpartition(".")[0]
         siblings = sorted(name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section)
@@ -217,7 +234,17 @@ def _unknown(keys: Mapping[str, Any]) -> Iterator[str]:
         yield rule_message("unknown key of a stage", got=f"{key}: {value!r}", cure=cure)
 
 
+def _is_in(key: str, names: Collection[str]) -> bool:
+    """Whether ``key``, or a section that it stands in, is one of ``names``."""
+    parts = key.split(".")
+    return any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
+
+
 def _refused(keys: Mapping[str, Any]) -> Iterator[str]:
+    for section, reason in REFUSED_SECTIONS.items():
+        found = [key for key in keys if _is_in(key, (section,))]
+        if found:
+            yield rule_message(f"{section} has no meaning here: {reason}", got=", ".join(found), cure="remove it")
     for key, (values, reason) in FIXED.items():
         if key in keys and not any(keys[key] == value and type(keys[key]) in _kinds(value) for value in values):
             allowed = " or ".join("null" if value is None else str(value).lower() for value in values)
