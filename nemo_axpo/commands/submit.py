@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nemo_axpo.launcher.job_script import JobRequest
+    from nemo_axpo.launcher.job_request import JobRequest
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -29,20 +29,21 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--name", help="of the job (default: the run directory's name)")
     parser.add_argument("--dependency", metavar="SPEC", help="as sbatch takes it, e.g. afterok:123")
     parser.add_argument("--dry-run", action="store_true", help="print the script, write and queue nothing")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- train|sft|eval and its options")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- train|sft|eval|table and its options")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from nemo_axpo.launcher.job_script import sbatch_text
-    from nemo_axpo.launcher.submission import submit
-
     request = _request(options)
     if options.kubernetes is not None:
         from nemo_axpo.launcher.kubernetes import load_kubernetes, manifest
 
         print(manifest(request, load_kubernetes(options.kubernetes)), end="")
         return
+    from nemo_axpo.launcher.job_script import sbatch_text
+    from nemo_axpo.launcher.submission import check_place, submit
+
+    check_place(request)
     text = sbatch_text(request)
     print(text if options.dry_run else submit(request, text), end="" if options.dry_run else "\n")
 

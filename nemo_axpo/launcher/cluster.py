@@ -47,8 +47,27 @@ class ClusterConfig(Section):
     """Further options of sbatch by name, without the dashes."""
     srun_args: tuple[str, ...] = ()
     """Further options of every srun."""
+    container_args: tuple[str, ...] = ()
+    """Further options of every srun that has an image: those that pyxis adds."""
     env: Mapping[str, str] = {}
-    """Environment of the job."""
+    """Environment of the job; it holds against the image's own."""
+
+    @property
+    def mount_pairs(self) -> tuple[str, ...]:
+        """``mounts`` as ``source:target``."""
+        return tuple(mount if ":" in mount else f"{mount}:{mount}" for mount in self.mounts)
+
+    @property
+    def time_limit_s(self) -> int:
+        """``time_limit`` in seconds."""
+        days, _, clock = self.time_limit.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        return ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
+
+    def has_mounted(self, path: str) -> bool:
+        """Whether ``path`` is the same directory in a container and on the node."""
+        sources = [Path(mount.partition(":")[0]) for mount in self.mounts]
+        return self.image is None or any(Path(path).is_relative_to(source) for source in sources)
 
 
 def load_cluster(name: str, *, changes: Sequence[str] = ()) -> ClusterConfig:
@@ -68,6 +87,7 @@ def load_cluster(name: str, *, changes: Sequence[str] = ()) -> ClusterConfig:
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
     _check_mounts(cluster)
+    _check_queue(cluster)
     return cluster
 
 
@@ -85,3 +105,14 @@ def _check_mounts(cluster: ClusterConfig) -> None:
         if not source.startswith("/") or (target.partition(":")[0] or source) != source:
             rule = "a mount has the same absolute path on both sides: the job script looks into the run directory too"
             raise ConfigError(rule_message(rule, got=mount, cure=f"mount {source} as it is"))
+
+
+def _check_queue(cluster: ClusterConfig) -> None:
+    if cluster.signal_before_s >= cluster.time_limit_s:
+        rule = "signal_before_s must be shorter than time_limit: a job would stop before it began, and come again"
+        got = f"{cluster.signal_before_s} s before the end of {cluster.time_limit}"
+        raise ConfigError(rule_message(rule, got=got, cure="raise time_limit, or lower signal_before_s"))
+    if "array" in cluster.sbatch:
+        rule = "a job writes one run directory, which the tasks of an array would share"
+        cure = "submit every run by itself; an evaluation is divided by --shard I/N"
+        raise ConfigError(rule_message(rule, got=f"sbatch.array={cluster.sbatch['array']}", cure=cure))

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from nemo_axpo.config.load import config_directory
 from nemo_axpo.config.schema import Section
 from nemo_axpo.errors import ConfigError, rule_message
-from nemo_axpo.launcher.job_script import JobRequest
+from nemo_axpo.launcher.job_request import JobRequest
 
 _PORT = 8000
 _RENDEZVOUS = 29_500
@@ -85,7 +85,10 @@ def load_kubernetes(name: str) -> KubernetesConfig:
 
 
 def manifest(request: JobRequest, cluster: KubernetesConfig) -> str:
-    """YAML documents for ``kubectl apply``."""
+    """YAML documents for ``kubectl apply``. ConfigError for a command that has no trainer."""
+    if request.is_plain:
+        rule, cure = "a manifest is of a job with a trainer", "run it where its directories are"
+        raise ConfigError(rule_message(rule, got=request.command[0], cure=cure))
     documents = [_trainer(request, cluster)]
     if request.has_servers:
         documents = [_service(request, cluster), _servers(request, cluster), *documents]

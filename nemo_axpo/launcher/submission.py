@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nemo_axpo.commands.options import composed_config, nemo_run, output_setting
 from nemo_axpo.config.checks import config_problems
 from nemo_axpo.config.schema import Config
 from nemo_axpo.engines.names import SERVER_ENGINES
-from nemo_axpo.errors import ConfigError, RunFailedError, rule_message
+from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.launcher.cluster import ClusterConfig
-from nemo_axpo.launcher.job_script import JobRequest
-
-RESUMED = ("train", "sft")
-"""Commands that go on where they stopped (``--resume``)."""
-COMMANDS = (*RESUMED, "eval")
+from nemo_axpo.launcher.job_request import COMMANDS, PLAIN, RESUMED, JobRequest
+from nemo_axpo.launcher.slurm_queue import queue_script
 
 
 def job_request(
@@ -34,8 +30,13 @@ def job_request(
     ConfigError for a config that cannot run on the nodes it asks for.
     """
     command = words[0]
+    if command == PLAIN:
+        run_dir = start / options.output
+        return JobRequest(name or run_dir.name, tuple(words), Config(), cluster, str(run_dir), dependency=dependency)
     config = composed_config(options, settings=_settings(command, options))
-    _check(config, cluster=cluster, command=command)
+    problems = list(_config_problems(config, cluster=cluster))
+    if problems:
+        raise ConfigError("\n".join(problems))
     run_dir = start / (getattr(options, "output_dir", None) or config.output_dir)
     return JobRequest(
         name or run_dir.name,
@@ -55,19 +56,34 @@ def check_command(words: Sequence[str]) -> None:
         raise ConfigError(rule_message(rule, got=got, cure="nemo-axpo submit -- train --config-name recipes/..."))
 
 
+def check_place(request: JobRequest) -> None:
+    """ConfigError for a run directory that a container of the job would keep to itself."""
+    cluster = request.cluster
+    if not cluster.has_mounted(request.run_dir):
+        rule = "the run directory lies in a mount of the container: what is written elsewhere is lost with it"
+        got = f"{request.run_dir}, and mounts [{', '.join(cluster.mounts)}]"
+        cure = "add its file system to mounts of the cluster's file, or give an --output-dir in one of them"
+        raise ConfigError(rule_message(rule, got=got, cure=cure))
+
+
 def submit(request: JobRequest, text: str) -> str:
-    """Writes the script beside the run directory and gives it to sbatch; returns the job's number."""
-    path = Path(f"{request.run_dir}.sbatch")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    """Writes the script beside the run directory and gives it to sbatch; returns the job's number.
+
+    ConfigError where the script cannot be written, RunFailedError where sbatch is absent or refuses it.
+    """
+    path = script_path(request)
     try:
-        done = subprocess.run(["sbatch", "--parsable", str(path)], check=False, capture_output=True, text=True)
-    except FileNotFoundError:
-        cure = f"run it where sbatch is, or take {path} there"
-        raise RunFailedError(rule_message("jobs are queued by sbatch", got="no such command here", cure=cure)) from None
-    if done.returncode:
-        raise RunFailedError(f"sbatch {path}: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        rule, cure = "the job's script is written beside its run directory", "give --output-dir on a shared file system"
+        raise ConfigError(rule_message(rule, got=error, cure=cure)) from None
+    return queue_script(path)
+
+
+def script_path(request: JobRequest) -> Path:
+    """Of the job script, beside the run directory."""
+    return Path(f"{request.run_dir}.sbatch")
 
 
 def _settings(command: str, options: argparse.Namespace) -> dict[str, str | None]:
@@ -99,30 +115,38 @@ def _resumes_itself(options: argparse.Namespace) -> bool:
     return getattr(options, "nemo_config", None) is not None and nemo_run(options).resume
 
 
-def _check(config: Config, *, cluster: ClusterConfig, command: str) -> None:
+def _config_problems(config: Config, *, cluster: ClusterConfig) -> Iterator[str]:
     job = config.job
-    problems = []
     if job.num_nodes is None:
         cure = "use one of recipes/, or set job.num_nodes and job.gpus_per_node"
-        problems.append(rule_message("a queued job says its nodes", got="job.num_nodes: null", cure=cure))
+        yield rule_message("a queued job says its nodes", got="job.num_nodes: null", cure=cure)
     else:
-        problems += config_problems(config, world_size=job.world_size or 1)
-    if config.engine.name in SERVER_ENGINES and not config.engine.servers and not job.servers.per_node:
-        rule = f"engine.name={config.engine.name} needs generation servers"
-        problems.append(rule_message(rule, got="none", cure="set job.servers.per_node, or name running ones"))
-    if job.servers.per_node and config.engine.name != "vllm_server":
-        rule = "a job starts servers of vLLM"
-        cure = "set engine=vllm_server, or job.servers.per_node=0 and engine.servers"
-        problems.append(rule_message(rule, got=f"engine.name={config.engine.name}", cure=cure))
-    asked = job.servers.per_node * job.servers.gpus_each + (0 if job.servers.num_nodes else config.trainer_gpus)
-    if max(asked, config.trainer_gpus) > cluster.gpus_per_node:
-        rule = f"a node has {cluster.gpus_per_node} GPUs (cluster gpus_per_node)"
-        problems.append(rule_message(rule, got=asked, cure="lower job.gpus_per_node or job.servers.per_node"))
-    if job.tool_servers.num_nodes > (job.servers.num_nodes or job.num_nodes or 1):
-        rule = "tool servers run on the nodes of generation servers"
-        problems.append(rule_message(rule, got=job.tool_servers.num_nodes, cure="lower job.tool_servers.num_nodes"))
+        yield from config_problems(config, world_size=job.world_size or 1)
     if config.model.path is None:
         cure = "model.path=DIR, on a file system of all nodes"
-        problems.append(rule_message("a queued job names its model", got="model.path: null", cure=cure))
-    if problems:
-        raise ConfigError("\n".join(problems))
+        yield rule_message("a queued job names its model", got="model.path: null", cure=cure)
+    yield from _server_problems(config)
+    yield from _node_problems(config, cluster=cluster)
+
+
+def _server_problems(config: Config) -> Iterator[str]:
+    job = config.job
+    if config.engine.name in SERVER_ENGINES and not config.engine.servers and not job.servers.per_node:
+        rule = f"engine.name={config.engine.name} needs generation servers"
+        yield rule_message(rule, got="none", cure="set job.servers.per_node, or name running ones")
+    if job.servers.per_node and config.engine.name != "vllm_server":
+        cure = "set engine=vllm_server, or job.servers.per_node=0 and engine.servers"
+        yield rule_message("a job starts servers of vLLM", got=f"engine.name={config.engine.name}", cure=cure)
+    if job.tool_servers.num_nodes > (job.servers.num_nodes or job.num_nodes or 1):
+        rule = "tool servers run on the nodes of generation servers"
+        yield rule_message(rule, got=job.tool_servers.num_nodes, cure="lower job.tool_servers.num_nodes")
+
+
+def _node_problems(config: Config, *, cluster: ClusterConfig) -> Iterator[str]:
+    """GPUs that the trainer and the servers beside it ask of one node."""
+    servers = config.job.servers
+    beside = 0 if servers.num_nodes else config.trainer_gpus
+    asked = max(servers.per_node * servers.gpus_each + beside, config.trainer_gpus)
+    if asked > cluster.gpus_per_node:
+        rule = f"a node has {cluster.gpus_per_node} GPUs (cluster gpus_per_node)"
+        yield rule_message(rule, got=asked, cure="lower job.gpus_per_node or job.servers.per_node")

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from nemo_axpo.cli import main
+from nemo_axpo.launcher.slurm_queue import environment_of_jobs
 
+ALONE = ("--set", "image=null", "--set", "workdir=/")
 RECIPE = ("--config-name", "recipes/axpo_8b", "model.path=/lustre/sft")
 ONE_RANK = ("train", "job.num_nodes=1", "job.gpus_per_node=1", "model.path=/m")
 
@@ -30,7 +32,8 @@ rank = {{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}}
 child = subprocess.Popen(words, env={{**os.environ, **rank}})
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda number, frame: child.send_signal(number))
-sys.exit(child.wait())
+status = child.wait()
+sys.exit(status if status >= 0 else 128 - status)
 """
 SCONTROL = """#!/bin/bash
 if [[ $1 == show ]]; then echo localhost; else echo "scontrol $*" >>"$CALLS"; fi
@@ -46,24 +49,28 @@ run = pathlib.Path(os.environ["RUN"])
 def stop(number, frame):
     (run / "stopped.json").write_text("{{}}")
     sys.exit(0)
-signal.signal(signal.SIGUSR1, stop)
+if os.environ["TRAINER"] != "dies of it":
+    signal.signal(signal.SIGUSR1, stop)
 (run / "pid").write_text(str(os.getpid()))
 (run / "pid").rename(run / "running")
 if os.environ["TRAINER"] == "fails":
     sys.exit(3)
-if os.environ["TRAINER"] == "waits":
+if os.environ["TRAINER"] in ("waits", "dies of it"):
     while True:
         signal.pause()
 """
 
 
+MOUNTED = ("--set", "mounts=[/lustre,/runs,/opt]")
+
+
 def message_of(capsys, *words):
-    assert main(["submit", "--dry-run", *words]) == 2
+    assert main(["submit", "--dry-run", *MOUNTED, *words]) == 2
     return capsys.readouterr().err
 
 
 def dry_run(capsys, *words):
-    assert main(["submit", "--dry-run", *words]) == 0
+    assert main(["submit", "--dry-run", *MOUNTED, *words]) == 0
     return capsys.readouterr().out
 
 
@@ -94,8 +101,7 @@ class Cluster:
 
 @pytest.fixture
 def script(capsys):
-    return dry_run(capsys, "--set", "image=null", "--set", "workdir=/", "--set", "srun_args=[]", "--", *ONE_RANK,
-                   "--output-dir", "/runs/x")  # fmt: skip
+    return dry_run(capsys, *ALONE, "--", *ONE_RANK, "--output-dir", "/runs/x")
 
 
 def test_a_signal_before_the_time_limit_ends_in_the_queue_again(script, tmp_path):
@@ -116,6 +122,34 @@ def test_a_finished_run_is_not_queued_again(script, tmp_path):
 def test_a_failed_run_fails_the_job(script, tmp_path):
     status, calls = Cluster(tmp_path, script, trainer="fails").finish()
     assert status == 3 and "scontrol requeue" not in calls
+
+
+def test_lines_of_the_site_may_read_variables_that_are_not_set(capsys, tmp_path):
+    text = dry_run(capsys, *ALONE, "--set", 'setup=["echo $NOT_SET >/dev/null"]', "--", *ONE_RANK, "--output-dir", "/runs/x")
+    assert Cluster(tmp_path, text, trainer="ends").finish()[0] == 0
+
+
+def test_an_evaluation_that_the_signal_ended_is_queued_again_and_one_that_failed_is_not(capsys, tmp_path):
+    words = ["eval", "job.num_nodes=1", "job.gpus_per_node=1", "--checkpoint", "/m", "--benchmark", "all"]
+    text = dry_run(capsys, *ALONE, "--", *words, "--output-dir", "/runs/x")
+    cluster = Cluster(tmp_path, text, trainer="dies of it")
+    cluster.wait_until_running()
+    cluster.job.send_signal(signal.SIGUSR1)
+    status, calls = cluster.finish()
+    assert status == 138 and calls.count("scontrol requeue 7") == 1
+    (tmp_path / "second").mkdir()
+    status, calls = Cluster(tmp_path / "second", text, trainer="fails").finish()
+    assert status == 3 and "scontrol requeue" not in calls
+
+
+def test_servers_that_end_are_the_end_of_the_job(capsys, tmp_path):
+    """The trainer waits for servers that nobody will answer for: the job does not."""
+    servers = ["engine=vllm_server", "device=cuda", "job.servers.per_node=1", "job.servers.num_nodes=0"]
+    text = dry_run(capsys, *ALONE, "--", *ONE_RANK, *servers, "--output-dir", "/runs/x")
+    cluster = Cluster(tmp_path, text.replace("exec python3 -m nemo_axpo.launcher.serve_node", "exit 9 #"), trainer="waits")
+    status, calls = cluster.finish()
+    assert status == 1 and "servers ended before the trainer, with status 9" in cluster.job.stderr.read()
+    assert "nemo-axpo train" not in calls and "scontrol requeue" not in calls
 
 
 def test_the_end_of_the_job_is_the_end_of_its_children(script, tmp_path):
@@ -145,7 +179,7 @@ def test_the_real_trainer_is_stopped_queued_again_and_goes_on(capsys, tmp_path, 
     assert main(["sft", "--output-dir", str(policy), *warm_start]) == 0
     capsys.readouterr()
     trained = ["train", "job.num_nodes=1", "job.gpus_per_node=1", f"model.path={policy / 'hf'}", "train.num_steps=1000"]
-    cluster = ["--set", "image=null", "--set", f"workdir={tmp_path}", "--set", "srun_args=[]"]
+    cluster = ["--set", "image=null", "--set", f"workdir={tmp_path}"]
     text = dry_run(capsys, *cluster, "--", *trained, *TINY, "--output-dir", "/runs/x")
     stopped, metrics = tmp_path / "run" / "stopped.json", tmp_path / "run" / "metrics.jsonl"
     num_steps = [0]
@@ -166,15 +200,17 @@ def test_the_real_trainer_is_stopped_queued_again_and_goes_on(capsys, tmp_path, 
 
 def test_servers_share_the_nodes_of_small_trainers_and_have_their_own_beside_large_ones(capsys):
     shared = dry_run(capsys, "--", "train", "--config-name", "recipes/axpo_2b", "model.path=/lustre/sft")
-    assert "#SBATCH --nodes=1\n" in shared and 'servers=("${nodes[@]:0:1}")' in shared and "--first-gpu 4" in shared
+    assert "#SBATCH --nodes=1\n" in shared and 'for host in "${nodes[@]:0:1}"' in shared and "--first-gpu 4" in shared
     apart = dry_run(capsys, "--", "train", "--config-name", "recipes/axpo_32b", "model.path=/lustre/sft")
-    assert "#SBATCH --nodes=6\n" in apart and 'servers=("${nodes[@]:4:2}")' in apart and "--gpus-each 2" in apart
+    assert "#SBATCH --nodes=6\n" in apart and 'for host in "${nodes[@]:4:2}"' in apart and "--gpus-each 2" in apart
+    assert '--nodes=2 --ntasks=2 --ntasks-per-node=1 --distribution=block --nodelist="$(join "${nodes[@]:4:2}")"' in apart
+    assert '--nodes=4 --ntasks=32 --ntasks-per-node=8 --distribution=block --nodelist="$(join "${nodes[@]:0:4}")"' in apart
     assert "#SBATCH --output=/opt/nemo_axpo/outputs/axpo_32b.%j.log" in apart
 
 
 def test_tool_servers_get_a_token_and_the_trainer_their_addresses(capsys):
     text = dry_run(capsys, "--", "train", *RECIPE, "job.tool_servers.num_nodes=1")
-    assert "export NEMO_AXPO_TOOL_TOKEN" in text and '"tools.servers={python:[$(join "${tool_urls[@]}")]}"' in text
+    assert " NEMO_AXPO_TOOL_TOKEN\n" in text and '"tools.servers={python:[$NEMO_AXPO_TOOL_SERVERS]}"' in text
 
 
 def test_a_stage_of_nemo_resumes_itself(capsys):
@@ -182,13 +218,13 @@ def test_a_stage_of_nemo_resumes_itself(capsys):
 
     stage = str(config_directory() / "axpo" / "qwen3_vl" / "8b.yaml")
     text = dry_run(capsys, "--", "train", "--nemo-config", stage, "pretrained_checkpoint.restore_from_path=/m")
-    assert f"command=(train --nemo-config {stage}" in text and "--resume" not in text
+    assert f"exec nemo-axpo train --nemo-config {stage}" in text and "--resume" not in text
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--", "plan"], "what is queued is one of: train, sft, eval; got plan"),
+        (["--", "plan"], "what is queued is one of: train, sft, eval, table; got plan"),
         (["--"], "got nothing"),
         (["--", "train", "--config-name", "recipes/axpo_8b"], "a queued job names its model"),
         (["--", "train", "model.path=/m"], "a queued job says its nodes"),
@@ -200,6 +236,10 @@ def test_a_stage_of_nemo_resumes_itself(capsys):
         (["--set", "patition=x", "--", "train", *RECIPE], "did you mean partition?"),
         (["--set", "time_limit=4h", "--", "train", *RECIPE], "cluster time_limit"),
         (["--set", "mounts=[/a:/b]", "--", "train", *RECIPE], "the same absolute path on both sides"),
+        (["--set", "mounts=[/models]", "--", "train", *RECIPE], "the run directory lies in a mount of the container"),
+        (["--set", "mounts=[/models]", "--", "table", "/models/e", "--output", "/results/t"], "got /results/t, and mounts"),
+        (["--set", "time_limit=00:15:00", "--", "train", *RECIPE], "signal_before_s must be shorter than time_limit"),
+        (["--set", "sbatch.array=0-3", "--", "train", *RECIPE], "which the tasks of an array would share"),
         (["--cluster", "slurmm", "--", "train", *RECIPE], "or one of conf/cluster; got slurmm"),
     ],
 )
@@ -209,7 +249,8 @@ def test_refused_before_it_waits(capsys, words, expected):
 
 def test_without_sbatch_the_script_is_written_and_said(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["submit", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "run")]) == 2
+    words = ["--set", f"mounts=[{tmp_path}]", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "run")]
+    assert main(["submit", *words]) == 2
     assert "jobs are queued by sbatch" in capsys.readouterr().err
     assert (tmp_path / "run.sbatch").read_text().startswith("#!/bin/bash\n#SBATCH --job-name=run\n")
 
@@ -218,7 +259,42 @@ def test_the_jobs_number_is_printed_for_the_next_dependency(capsys, tmp_path, mo
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho '123;cluster'\n")
     (tmp_path / "sbatch").chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    words = ["--dependency", "afterok:99", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "run")]
-    assert main(["submit", *words]) == 0
+    words = ["--set", f"mounts=[{tmp_path}]", "--dependency", "afterok:99", "--", "train", *RECIPE]
+    assert main(["submit", *words, "--output-dir", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out == "123\n"
-    assert "#SBATCH --dependency=afterok:99" in (tmp_path / "run.sbatch").read_text()
+    text = (tmp_path / "run.sbatch").read_text()
+    assert "#SBATCH --dependency=afterok:99\n#SBATCH --kill-on-invalid-dep=yes" in text
+
+
+def test_a_directory_that_cannot_be_written_is_said(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    words = ["--set", f"mounts=[{tmp_path}]", "--", "train", *RECIPE, "--output-dir", str(tmp_path / "file" / "run")]
+    assert main(["submit", *words]) == 2
+    assert "the job's script is written beside its run directory; got" in capsys.readouterr().err
+
+
+def test_a_job_queued_from_inside_another_one_has_none_of_its_variables():
+    inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CONF": "/etc/slurm.conf", "WANDB_API_KEY": "k"}
+    assert environment_of_jobs(inside) == {"SLURM_CONF": "/etc/slurm.conf", "WANDB_API_KEY": "k"}
+
+
+def test_options_of_pyxis_are_for_jobs_with_an_image(capsys):
+    with_image = dry_run(capsys, "--", "train", *RECIPE)
+    assert "--no-container-entrypoint" in with_image
+    assert "--container-env=TORCH_NCCL_AVOID_RECORD_STREAMS,TRANSFORMERS_OFFLINE" in with_image
+    without = dry_run(capsys, "--set", "image=null", "--", "train", *RECIPE)
+    assert "container" not in without and "--chdir=/opt/nemo_axpo" in without
+
+
+def test_a_table_is_one_process_in_the_container_without_gpus(capsys):
+    text = dry_run(capsys, "--dependency", "afterok:3", "--", "table", "/runs/e", "--output", "/runs/t")
+    assert "--container-image=" in text and "nemo-axpo table /runs/e --output /runs/t\n" in text
+    assert "--nodes=1 --ntasks=1 --ntasks-per-node=1" in text
+    for option in ("gpus-per-node", "exclusive", "signal", "--requeue"):
+        assert option not in text
+
+
+def test_a_percent_sign_and_a_space_in_a_directory(capsys):
+    text = dry_run(capsys, "--", "train", *RECIPE, "--output-dir", "/runs/50% of it")
+    assert "#SBATCH --output='/runs/50%% of it.%j.log'\n" in text and "run='/runs/50% of it'\n" in text
+    assert "--run-dir '/runs/50% of it'" in text
