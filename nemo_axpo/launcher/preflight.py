@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import shutil
 import socket
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import rule_message
@@ -54,22 +57,24 @@ def run_preflight(config: Config, *, run_dir: Path, ranks: Ranks, timeout_s: flo
 
     ConnectionError or RuntimeError of torch where the ranks do not find each other within ``timeout_s``.
     """
-    report = RankReport(ranks.rank, socket.gethostname(), tuple(_own_problems(config, run_dir, ranks)), versions())
+    problems = list(_own_problems(config, run_dir, ranks))
     if ranks.world_size == 1:
-        return problems_of([report])
+        return problems_of([_report(ranks, problems)])
     import torch.distributed as dist
 
     timeout = datetime.timedelta(seconds=timeout_s)
     store = dist.TCPStore(ranks.address, ranks.port, ranks.world_size, is_master=ranks.rank == 0, timeout=timeout)
-    store.set(f"report/{ranks.rank}", json.dumps(asdict(report)))
-    reports = [_read(store.get(f"report/{rank}")) for rank in range(ranks.world_size)]
-    problems = problems_of(reports)
-    if not problems:
-        _collective(config, ranks=ranks, store=store, timeout=timeout)
-    store.set(f"done/{ranks.rank}", "1")
-    for rank in range(ranks.world_size if ranks.rank == 0 else 0):
-        store.get(f"done/{rank}")  # the first rank serves the store: it leaves last
-    return problems if ranks.rank == 0 else []
+    with _mark(run_dir, ranks=ranks, store=store) as mark:
+        problems += mark_problems(run_dir, mark=mark)
+        store.set(f"report/{ranks.rank}", json.dumps(asdict(_report(ranks, problems))))
+        reports = [_read(store.get(f"report/{rank}")) for rank in range(ranks.world_size)]
+        found = problems_of(reports)
+        if not found:
+            _collective(config, ranks=ranks, store=store, timeout=timeout)
+        store.set(f"done/{ranks.rank}", "1")
+        for rank in range(ranks.world_size if ranks.rank == 0 else 0):
+            store.get(f"done/{rank}")  # the first rank serves the store: it leaves last
+    return found if ranks.rank == 0 else []
 
 
 def problems_of(reports: Sequence[RankReport]) -> list[str]:
@@ -101,6 +106,39 @@ def versions() -> dict[str, str]:
     return found
 
 
+def mark_problems(run_dir: Path, *, mark: Path | None) -> Iterator[str]:
+    """A file that the first rank wrote, and another one does not see; ``mark`` None: the first rank could write none."""
+    if mark is not None and not mark.exists():
+        rule, cure = "the run directory is the same one on every node", "take a file system that all nodes share"
+        yield rule_message(rule, got=f"{run_dir} without the first rank's files", cure=cure)
+
+
+@contextlib.contextmanager
+def _mark(run_dir: Path, *, ranks: Ranks, store: Any) -> Iterator[Path | None]:
+    """A file beside or in the run directory, written by the first rank and gone at the end of the block."""
+    if ranks.rank:
+        name = store.get("mark").decode()
+        yield Path(name) if name else None
+        return
+    place = _existing(run_dir)
+    mark = None if place is None else place / f".preflight-{uuid.uuid4().hex}"
+    try:
+        if mark is not None:
+            mark.touch()
+    except OSError:
+        mark = None  # path_problems says why
+    store.set("mark", str(mark or ""))
+    try:
+        yield mark
+    finally:
+        if mark is not None:
+            mark.unlink(missing_ok=True)
+
+
+def _report(ranks: Ranks, problems: Sequence[str]) -> RankReport:
+    return RankReport(ranks.rank, socket.gethostname(), tuple(problems), versions())
+
+
 def _own_problems(config: Config, run_dir: Path, ranks: Ranks) -> Iterator[str]:
     if config.device == "cuda":
         yield from _gpu_problems(ranks)
@@ -113,7 +151,8 @@ def _gpu_problems(ranks: Ranks) -> Iterator[str]:
 
     count = torch.cuda.device_count()
     if count <= ranks.local_rank:
-        rule, cure = "every rank of a node has a GPU of its own", "ask for more GPUs, or check the container's runtime"
+        rule = "every rank of a node has a GPU of its own"
+        cure = "ask for more GPUs, check the container's runtime, or let no binding hide them (srun_args: [--gpu-bind=none])"
         yield rule_message(rule, got=f"local rank {ranks.local_rank} and {count} visible GPUs", cure=cure)
     elif not torch.cuda.is_bf16_supported(including_emulation=False):
         yield rule_message(
@@ -137,12 +176,17 @@ def path_problems(config: Config, *, run_dir: Path) -> Iterator[str]:
     model = config.model.path
     if model is not None and not (Path(model) / "config.json").is_file():
         yield rule_message("model.path is mounted on every node", got=model, cure="add its directory to mounts")
-    existing = next((path for path in (run_dir, *run_dir.parents) if path.exists()), None)
+    existing = _existing(run_dir)
     if existing is None or not os.access(existing, os.W_OK):
         yield rule_message("the run directory can be written", got=run_dir, cure="mount its directory, writable")
 
 
-def _collective(config: Config, *, ranks: Ranks, store: object, timeout: datetime.timedelta) -> None:
+def _existing(run_dir: Path) -> Path | None:
+    """The run directory, or the nearest directory above it that is there."""
+    return next((path for path in (run_dir, *run_dir.parents) if path.exists()), None)
+
+
+def _collective(config: Config, *, ranks: Ranks, store: Any, timeout: datetime.timedelta) -> None:
     """A sum over all ranks must be the sum of their numbers."""
     import torch
     import torch.distributed as dist

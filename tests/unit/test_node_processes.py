@@ -15,7 +15,7 @@ import pytest
 from nemo_axpo.cli import main
 from nemo_axpo.config.load import load_config
 from nemo_axpo.launcher import wait_for
-from nemo_axpo.launcher.preflight import RankReport, Ranks, path_problems, problems_of, run_preflight
+from nemo_axpo.launcher.preflight import RankReport, Ranks, mark_problems, path_problems, problems_of, run_preflight
 from nemo_axpo.launcher.serve_node import Supervised, server_jobs, supervise
 
 ONCE = "import os, sys, pathlib; p = pathlib.Path(sys.argv[1]); n = len(list(p.iterdir())); (p / str(n)).touch(); "
@@ -121,6 +121,50 @@ def test_several_ranks_meet_and_sum(tmp_path, free_port):
     said = [process.communicate(timeout=90) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
     assert "preflight: 2 ranks, all well" in said[0][0] and said[1][0] == ""
+    assert list(tmp_path.iterdir()) == []  # the first rank's mark is gone
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_a_directory_that_nodes_do_not_share_is_said(tmp_path, free_port):
+    """Another node's directory of the same name is played by a second name for the mark: there it is not."""
+    program = (
+        "import sys, pathlib; from nemo_axpo.launcher import preflight\n"
+        "if sys.argv.pop() == '1': preflight.Path.exists = lambda path: not path.name.startswith('.preflight')\n"
+        "from nemo_axpo.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    ranks = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(free_port)}
+        words = ["preflight", "--run-dir", str(tmp_path), "--timeout-s", "60", str(rank)]
+        ranks.append(subprocess.Popen([sys.executable, "-c", program, *words], env={**os.environ, **place},
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))  # fmt: skip
+    said = [process.communicate(timeout=90) for process in ranks]
+    assert [process.returncode for process in ranks] == [2, 0], said
+    assert "the run directory is the same one on every node" in said[0][1]
+
+
+def test_a_mark_that_is_not_there_is_said_once_for_all_its_hosts(tmp_path):
+    mark = tmp_path / "mark"
+    assert [*mark_problems(tmp_path, mark=None)] == []
+    (problem,) = mark_problems(tmp_path, mark=mark)
+    mark.touch()
+    assert [*mark_problems(tmp_path, mark=mark)] == []
+    (said,) = problems_of([RankReport(0, "a", (), {}), *(RankReport(n, "b", (problem,), {}) for n in (1, 2))])
+    assert said.startswith("b: the run directory is the same one on every node; got")
+
+
+def test_servers_are_asked_without_the_proxy_of_the_environment(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    Health.asked = 2
+    server = HTTPServer(("127.0.0.1", 0), Health)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        assert wait_for.wait_for([f"http://127.0.0.1:{server.server_port}"], timeout_s=5.0) == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_ranks_that_do_not_come_are_missed(tmp_path, free_port):
