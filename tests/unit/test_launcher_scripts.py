@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,25 +56,3 @@ def test_the_launchers_stage_needs_the_launcher():
     command = [sys.executable, ROOT / "launcher_scripts" / "main.py", "stages=[axpo]", "launcher_scripts_path=/nowhere"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "must be launcher_scripts of a checkout of NeMo-Framework-Launcher" in done.stderr
-
-
-@pytest.mark.slow
-def test_the_study_is_queued_in_its_order(tmp_path):
-    """Every command that scaling.sh would queue, played by sbatch: numbers go up, and nobody waits for a later job."""
-    (tmp_path / "sbatch").write_text(
-        f"#!/bin/bash\nn=$(($(cat {tmp_path}/n 2>/dev/null || echo 0) + 1))\necho $n >{tmp_path}/n\n"
-        f'[[ $* == *--wrap* ]] && echo "$*" >{tmp_path}/table || cp "${{@: -1}}" {tmp_path}/$n.sbatch\necho $n\n'
-    )
-    (tmp_path / "sbatch").chmod(0o755)
-    script, results = ROOT / "launcher_scripts" / "scaling.sh", tmp_path / "results"
-    words = ["--cluster", "slurm", "--models", "/models", "--results", results, "--sizes", "2b", "--", "seed=3"]
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    done = subprocess.run([script, *words], env=environment, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    scripts = {n: (tmp_path / f"{n}.sbatch").read_text() for n in range(1, 8)}
-    names = [re.search("--job-name=(.*)", scripts[n])[1] for n in range(1, 8)]
-    assert names == ["sft_2b", "base_2b", "sft_2b", "grpo_2b", "grpo_2b", "axpo_2b", "axpo_2b"]
-    after = [re.findall("--dependency=(.*)", scripts[n]) for n in range(1, 8)]
-    assert after == [[], [], ["afterok:1"], ["afterok:1"], ["afterok:4"], ["afterok:1"], ["afterok:6"]]
-    assert "model.path=" + str(results / "sft_2b" / "hf") in scripts[4] and "seed=3" in scripts[6]
-    assert "--dependency=afterok:2:3:5:7" in (tmp_path / "table").read_text()
