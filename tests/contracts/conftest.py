@@ -1,22 +1,14 @@
-"""Options of the engine contracts: a server that already runs, and where the outcome is recorded."""
+"""Options of the engine contracts: a server that already runs."""
 
 from __future__ import annotations
 
 import pytest
-from contract_results import ContractResults
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("engine contracts")
     group.addoption("--server", help="URL of a running server, for the suites that need one")
     group.addoption("--tolerance", type=float, default=2e-5, help="of log-probs against such a server, in nats")
-    group.addoption("--engine-results", help="JSON file that says which contract suites ran here, and how they ended")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    path = config.getoption("--engine-results", default=None)
-    if path:
-        config.pluginmanager.register(ContractResults(path, arguments=config.invocation_params.args))
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,15 @@ _ENDS_WITHIN_S = 60
 class VllmServerProcess:
     """Serves ``checkpoint``; starts at once and is waited for with :meth:`wait_until_up`; leaves with the block."""
 
-    def __init__(self, checkpoint: Path, *, log: Path, max_model_len: int = MAX_MODEL_LEN) -> None:
-        """``log``: what the server says, quoted where it does not start."""
+    def __init__(
+        self, checkpoint: Path, *, log: Path, max_model_len: int = MAX_MODEL_LEN, python: str | Path = sys.executable
+    ) -> None:
+        """``log``: what the server says, quoted where it does not start. ``python``: of an environment with vLLM."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._checkpoint, self._log, self._max_model_len = checkpoint, log, max_model_len
+        self._python = str(python)
         self.start()
 
     @property
@@ -38,7 +41,7 @@ class VllmServerProcess:
     def start(self) -> None:
         """With weights of its own making, on the port it had before."""
         command = [
-            sys.executable, "-m", "nemo_axpo.engines.vllm_server.launch", "--checkpoint", str(self._checkpoint),
+            self._python, "-m", "nemo_axpo.engines.vllm_server.launch", "--checkpoint", str(self._checkpoint),
             "--port", str(self._port), "--device", "cpu", "--dtype", "float32",
             "--max-model-len", str(self._max_model_len), "--max-num-seqs", "32", "--kv-cache-mib", "64",
             "--served-model-name", SERVED_MODEL,
