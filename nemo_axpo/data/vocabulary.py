@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+_MAJOR = int(transformers.__version__.partition(".")[0])
 
 TOKEN_TEXT = {
     "im_start": "<|im_start|>",
@@ -54,12 +58,24 @@ def load_tokenizer(checkpoint: str | Path) -> Any:
             "checkpoint"
         )
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        return _read_tokenizer(path)
     except Exception as error:  # broken files surface as anything from TypeError to a plain Exception of tokenizers
         raise ValueError(
             f"the tokenizer files in {path} must be whole; transformers cannot load them ({error!r}): copy them from the "
             "model's original checkpoint"
         ) from error
+
+
+def _read_tokenizer(path: Path) -> Any:
+    """Files written by transformers 5 are read by 4.57 too: there a class is unknown, and a list was a mapping."""
+    file = path / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    extra, options = settings.get("extra_special_tokens"), {}
+    if isinstance(extra, list) and _MAJOR < 5:
+        options = {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    is_unknown = settings.get("tokenizer_class") == "TokenizersBackend" and _MAJOR < 5
+    kind = PreTrainedTokenizerFast if is_unknown else AutoTokenizer
+    return kind.from_pretrained(str(path), **options)
 
 
 def _single_id(tokenizer: Any, text: str) -> int:

@@ -13,6 +13,7 @@ from transformers import Qwen3VLConfig
 from nemo_axpo.models.qwen3_vl.checkpoint_reader import CheckpointReader
 from nemo_axpo.models.qwen3_vl.checkpoint_writer import write_tensors
 from nemo_axpo.models.qwen3_vl.hf_model import LM_HEAD, is_tied, parameter_shapes
+from nemo_axpo.models.qwen3_vl.rope_keys import with_both_names
 
 _COMPANIONS = (
     "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
@@ -45,7 +46,7 @@ def load_hf_config(path: str | Path) -> Qwen3VLConfig:
             "original checkpoint"
         )
     try:
-        return Qwen3VLConfig.from_dict(values)
+        return Qwen3VLConfig.from_dict(with_both_names(values))
     except Exception as error:  # the kind depends on the field and on the version of transformers
         raise ValueError(
             f"{file} must be a configuration that transformers accepts; got {error!r}: copy it from the model's original "
@@ -75,7 +76,7 @@ def save_hf_checkpoint(
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    hf_config.save_pretrained(path)
+    _save_config(hf_config, path)
     if source is not None:
         copy_companions(source, path)
     shapes = parameter_shapes(hf_config)
@@ -84,6 +85,14 @@ def save_hf_checkpoint(
         named_tensors = ((name, tensor) for name, tensor in named_tensors if name != LM_HEAD)
     write_tensors(path, named_tensors, shapes=shapes, max_file_bytes=max_shard_bytes)
     return path
+
+
+def _save_config(hf_config: Qwen3VLConfig, path: Path) -> None:
+    """``config.json`` that transformers 4.57 and 5 read alike, whichever of them runs here."""
+    hf_config.save_pretrained(path)
+    file = path / "config.json"
+    values = with_both_names(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def copy_companions(source: str | Path, target: str | Path) -> None:
