@@ -115,16 +115,22 @@ children+=("$trainer")
 trap 'kill -USR1 "$trainer" 2>/dev/null || true' USR1
 
 # A signal ends a wait, not a step. Servers that end before the trainer are the end of the job.
-status=0
-while is_alive "$trainer"; do
-  status=0
-  wait -n || status=$?
+check_servers() {{
+  local server code
   for server in ${{servers[@]+"${{servers[@]}}"}}; do
     if is_alive "$trainer" && ! is_alive "$server"; then
-      echo "servers ended before the trainer, with status $status: what they said is above" >&2
+      code=0
+      wait "$server" || code=$?
+      echo "servers ended before the trainer, with status $code: what they said is above" >&2
       exit 1
     fi
   done
+}}
+status=0
+while is_alive "$trainer"; do
+  check_servers  # first: a wait does not return for one that has ended before it
+  status=0
+  wait -n || status=$?
 done
 known=0
 wait "$trainer" || known=$?

@@ -27,7 +27,7 @@ words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
 with open(os.environ["CALLS"], "a") as calls:
-    print("srun", *sys.argv[1:], file=calls)
+    print("srun", *(word for word in sys.argv[1:] if word.startswith("--")), file=calls)
 rank = {{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}}
 child = subprocess.Popen(words, env={{**os.environ, **rank}})
 for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -84,7 +84,9 @@ class Cluster:
             (path / name).write_text(text_of.format(python=sys.executable) if "{python}" in text_of else text_of)
             (path / name).chmod(stat.S_IRWXU)
         (path / "job.sbatch").write_text(text.replace("/runs/x", str(self.run)))
-        variables = {"PATH": f"{path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+        places = f"{path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        variables = {"PATH": places, "PYTHONPATH": str(Path(__file__).parents[2]), "SLURM_JOB_ID": "7",
+                     "SLURM_JOB_NODELIST": "localhost"}  # fmt: skip
         environment = {**os.environ, **variables, "CALLS": str(self.calls), "RUN": str(self.run), "TRAINER": trainer}
         self.job = subprocess.Popen(["bash", path / "job.sbatch"], env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -144,7 +146,8 @@ def test_an_evaluation_that_the_signal_ended_is_queued_again_and_one_that_failed
 
 def test_servers_that_end_are_the_end_of_the_job(capsys, tmp_path):
     """The trainer waits for servers that nobody will answer for: the job does not."""
-    servers = ["engine=vllm_server", "device=cuda", "job.servers.per_node=1", "job.servers.num_nodes=0"]
+    servers = ["engine=vllm_server", "device=cuda", "job.servers.per_node=1", "job.servers.num_nodes=0",
+               "job.servers.start_timeout_min=0.2"]  # fmt: skip
     text = dry_run(capsys, *ALONE, "--", *ONE_RANK, *servers, "--output-dir", "/runs/x")
     cluster = Cluster(tmp_path, text.replace("exec python3 -m nemo_axpo.launcher.serve_node", "exit 9 #"), trainer="waits")
     status, calls = cluster.finish()
