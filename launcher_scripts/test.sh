@@ -16,20 +16,15 @@ slow, gpu, vllm, trtllm, nemo, launcher or nemo_run are left out unless a marker
 HELP
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-selection=(-m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run")
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
+selection=(-m "$default_markers")
 for argument in "$@"; do
-  case $argument in
-    -h | --help) usage; exit 0 ;;
-    -m*) selection=() ;;
-  esac
+  [[ $argument != -m* ]] || selection=()
 done
 
-"$root/launcher_scripts/setup_env.sh" --with "$root/requirements/dev.txt"
-# One thread: more of them spin against each other on small tensors and change the last bits of sums.
-export OMP_NUM_THREADS=1
-cd "$root"
+enter_environment .venv
 style=0
 .venv/bin/ruff check --output-format concise . || style=$?
-.venv/bin/python -m pytest -q ${selection[@]+"${selection[@]}"} "$@"
+"$python" -m pytest -q ${selection[@]+"${selection[@]}"} "$@"
 exit "$style"

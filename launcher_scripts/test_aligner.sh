@@ -15,13 +15,12 @@ gloo ranks: rollouts with tool calls, resampling, optimizer steps, validation, s
 HELP
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-aligner
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
 engines=()
 arguments=()
 for argument in "$@"; do
   case $argument in
-    -h | --help) usage; exit 0 ;;
     --vllm)
       engines=(--vllm-python "$root/.venv-vllm/bin/python" --engine-results benchmarks/results/engines/aligner_cpu.json)
       ;;
@@ -30,10 +29,7 @@ for argument in "$@"; do
 done
 
 if ((${#engines[@]})); then "$root/launcher_scripts/setup_vllm_cpu.sh"; fi
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/aligner.txt"
-export OMP_NUM_THREADS=1
-cd "$root"
-"$venv/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'
-exec "$venv/bin/python" -m pytest -q -rs -m nemo tests/aligner \
+enter_environment .venv-aligner aligner.txt
+"$python" -c 'import transformers; print("transformers", transformers.__version__)'
+exec "$python" -m pytest -q -rs -m nemo tests/aligner \
   ${engines[@]+"${engines[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -14,26 +14,23 @@ Installs what the launcher imports into .venv-launcher where needed, clones the 
 HELP
 }
 
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
 launcher=
 arguments=()
 while (($#)); do
   case $1 in
-    -h | --help) usage; exit 0 ;;
     --launcher) launcher=${2:?--launcher needs a directory}; shift 2 ;;
     *) arguments+=("$1"); shift ;;
   esac
 done
 
 commit=26e42fa91d9e608897ce485b4911c263a4b57008
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-launcher
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/launcher.txt"
+enter_environment .venv-launcher launcher.txt
 if [[ -z $launcher ]]; then
   source=$venv/NeMo-Framework-Launcher
   [[ -d $source ]] || git clone -q https://github.com/NVIDIA/NeMo-Framework-Launcher "$source"
   git -C "$source" checkout -q "$commit"
   launcher=$source/launcher_scripts
 fi
-cd "$root"
-exec "$venv/bin/python" -m pytest -q -m launcher tests/launcher --launcher "$launcher" ${arguments[@]+"${arguments[@]}"}
+exec "$python" -m pytest -q -m launcher tests/launcher --launcher "$launcher" ${arguments[@]+"${arguments[@]}"}

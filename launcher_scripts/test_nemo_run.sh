@@ -12,15 +12,7 @@ Installs NeMo-Run 0.11.1 into .venv-nemo-run where needed and runs every test ma
 HELP
 }
 
-for argument in "$@"; do
-  case $argument in
-    -h | --help) usage; exit 0 ;;
-  esac
-done
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-nemo-run
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/nemo_run.txt"
-cd "$root"
-exec "$venv/bin/python" -m pytest -q -m nemo_run tests/launcher "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
+enter_environment .venv-nemo-run nemo_run.txt
+exec "$python" -m pytest -q -m nemo_run tests/launcher "$@"

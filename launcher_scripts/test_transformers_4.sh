@@ -13,21 +13,12 @@ the rooms built on it (models, actors, engines, data), with the arguments given.
 HELP
 }
 
-for argument in "$@"; do
-  case $argument in
-    -h | --help) usage; exit 0 ;;
-  esac
-done
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-transformers-4
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/transformers-4.57.txt"
-export OMP_NUM_THREADS=1
-cd "$root"
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
+enter_environment .venv-transformers-4 transformers-4.57.txt
 files=()
 while IFS= read -r file; do files+=("$file"); done < <(
   grep -rlE '\btransformers\b|nemo_axpo\.(models|actors|engines|data|world)\b' tests --include='test_*.py' | sort
 )
-"$venv/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'
-exec "$venv/bin/python" -m pytest -q -m "not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run" "${files[@]}" "$@"
+"$python" -c 'import transformers; print("transformers", transformers.__version__)'
+exec "$python" -m pytest -q -m "$default_markers" "${files[@]}" "$@"

@@ -24,12 +24,12 @@ The outcome goes to benchmarks/results/engines/trtllm_server.json, from which do
 HELP
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
 write= server= tolerance=0.1 device=cuda
 arguments=()
 while (($#)); do
   case $1 in
-    -h | --help) usage; exit 0 ;;
     --write | --server | --tolerance | --device)
       if (($# < 2)); then echo "$1 needs a value (see --help)" >&2; exit 2; fi
       declare "${1#--}=$2"
@@ -40,9 +40,7 @@ while (($#)); do
 done
 if [[ -z $write && -z $server ]]; then echo "give --write DIR or --server URL (see --help)" >&2; exit 2; fi
 
-"$root/launcher_scripts/setup_env.sh" --device "$device" --with "$root/requirements/dev.txt"
-python=$root/.venv/bin/python
-cd "$root"
+enter_environment .venv
 if [[ -n $write ]]; then
   exec "$python" tests/contracts/served_checkpoint.py "$write"
 fi

@@ -15,15 +15,9 @@ the arguments given. The outcome goes to benchmarks/results/engines/vllm_cpu.jso
 HELP
 }
 
-for argument in "$@"; do
-  case $argument in
-    -h | --help) usage; exit 0 ;;
-  esac
-done
-
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
 "$root/launcher_scripts/setup_vllm_cpu.sh"
-export OMP_NUM_THREADS=1
-cd "$root"
+enter_checkout
 exec .venv-vllm/bin/python -m pytest -q -m vllm tests/contracts tests/e2e \
   --engine-results benchmarks/results/engines/vllm_cpu.json "$@"
