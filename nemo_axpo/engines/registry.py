@@ -38,29 +38,21 @@ def create_engine(
     ``checkpoint``: where vLLM finds tokenizer and image processor. ``servers``: of the engines that have some, which are
     checked here: ConfigError where one cannot be used.
     """
+    policy = {
+        "hf_config": hf_config,
+        "image_store": image_store,
+        "stop_token_ids": stop_token_ids,
+        "banned_token_ids": banned_token_ids,
+        "max_model_len": max_model_len,
+    }
     if name == "trtllm":
         from nemo_axpo.engines.trtllm.build import build_trtllm  # each engine's imports load with the engine alone
 
-        return build_trtllm(
-            hf_config,
-            image_store=image_store,
-            stop_token_ids=stop_token_ids,
-            banned_token_ids=banned_token_ids,
-            max_model_len=max_model_len,
-            servers=servers,
-        )
+        return build_trtllm(servers=servers, **policy)
     if name == "vllm_server":
         from nemo_axpo.engines.vllm_server.build import build_vllm_server
 
-        return build_vllm_server(
-            hf_config,
-            image_store=image_store,
-            stop_token_ids=stop_token_ids,
-            banned_token_ids=banned_token_ids,
-            max_model_len=max_model_len,
-            servers=servers,
-            device=torch.device(device).type,
-        )
+        return build_vllm_server(servers=servers, device=torch.device(device).type, **policy)
     if name not in IN_PROCESS_ENGINES:
         raise ValueError(f"engine must be one of {', '.join((*IN_PROCESS_ENGINES, *SERVER_ENGINES))}; got {name!r}")
     if name == "vllm":
@@ -68,26 +60,13 @@ def create_engine(
         from nemo_axpo.engines.vllm.engine import VllmEngine
 
         return VllmEngine(
-            hf_config,
             checkpoint=checkpoint,
-            image_store=image_store,
-            stop_token_ids=stop_token_ids,
-            banned_token_ids=banned_token_ids,
             max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
             device=torch.device(device).type,
             dtype=str(dtype).removeprefix("torch."),
             settings=vllm,
+            **policy,
         )
     from nemo_axpo.engines.hf.engine import HfEngine
 
-    return HfEngine(
-        hf_config,
-        image_store=image_store,
-        stop_token_ids=stop_token_ids,
-        banned_token_ids=banned_token_ids,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
-        device=device,
-        dtype=dtype,
-    )
+    return HfEngine(max_num_seqs=max_num_seqs, device=device, dtype=dtype, **policy)

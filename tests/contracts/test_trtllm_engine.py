@@ -18,8 +18,9 @@ from trtllm_fleet import make_client, make_fleet
 
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.engines.fleet.build import ServerOptions, check_servers
-from nemo_axpo.engines.trtllm.build import make_clients
+from nemo_axpo.engines.fleet.build import check_servers
+from nemo_axpo.engines.fleet.client import served_policy
+from nemo_axpo.engines.trtllm.client import TrtllmClient
 from nemo_axpo.errors import ConfigError
 
 SCRIPT = "trtllm_protocol_server.py"
@@ -91,8 +92,8 @@ class TestBuild:
     """What a config builds, but for CUDA's handles."""
 
     def clients(self, *urls: str):
-        options = ServerOptions(urls)
-        return make_clients(tiny_config(), image_store=ImageStore(tiny_processor()), servers=options, **IDS)
+        policy = served_policy(tiny_config(), image_store=ImageStore(tiny_processor()), **IDS)
+        return [TrtllmClient(url, policy) for url in urls]
 
     def test_the_probes_of_a_start_pass_on_a_complete_server(self, server):
         check_servers(self.clients(server.url))

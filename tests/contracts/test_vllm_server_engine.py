@@ -19,6 +19,7 @@ from nemo_axpo.config.schema import SyncConfig
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.data_urls import DataUrls
 from nemo_axpo.engines.fleet.build import ServerOptions
+from nemo_axpo.engines.fleet.client import ServedPolicy
 from nemo_axpo.engines.fleet.fleet import FleetSettings
 from nemo_axpo.engines.vllm_server.build import build_vllm_server
 from nemo_axpo.engines.vllm_server.client import VllmClient
@@ -100,13 +101,11 @@ class TestVllmServerEngine(EngineContract):
         asyncio.run(engine.close())
 
 
-def make_client(url, store, **options) -> VllmClient:
-    config = contract_config()
+def make_client(url, store, *, model=None) -> VllmClient:
     probes = [request(store.render(1, 2, 3), max_new_tokens=2), request(store.render(1, "i0", 2), max_new_tokens=2)]
     return VllmClient(
-        url, data_urls=DataUrls(store.model_image), image_token_id=config.image_token_id, stop_token_ids=(IM_END,),
-        banned_token_ids=BANNED, probes=probes, **options,
-    )  # fmt: skip
+        url, ServedPolicy(DataUrls(store.model_image), contract_config().image_token_id, (IM_END,), BANNED, probes, model)
+    )
 
 
 class TestClient:

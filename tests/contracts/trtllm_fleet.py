@@ -8,6 +8,7 @@ from local_fleet import FAST
 from tiny_engine_model import VISION_END, request
 
 from nemo_axpo.engines.data_urls import DataUrls
+from nemo_axpo.engines.fleet.client import ServedPolicy
 from nemo_axpo.engines.fleet.fleet import FleetEngine, FleetSettings
 from nemo_axpo.engines.request_checks import RequestChecks
 from nemo_axpo.engines.trtllm.client import TrtllmClient
@@ -18,13 +19,15 @@ BUCKET_BYTES = 50_000
 """The tiny model takes several buckets."""
 
 
-def make_client(url: str, config, store, *, stop_token_ids, banned_token_ids, **options) -> TrtllmClient:
+def make_policy(config, store, *, stop_token_ids, banned_token_ids, name: str | None = None) -> ServedPolicy:
     """``store``: a PictureStore with a picture ``i0``."""
     probes = [request(store.render(1, 2, 3), max_new_tokens=2), request(store.render(1, "i0", 2), max_new_tokens=2)]
-    return TrtllmClient(
-        url, data_urls=DataUrls(store.model_image), image_token_id=config.image_token_id, stop_token_ids=stop_token_ids,
-        banned_token_ids=banned_token_ids, probes=probes, **options,
-    )  # fmt: skip
+    return ServedPolicy(DataUrls(store.model_image), config.image_token_id, stop_token_ids, banned_token_ids, probes, name)
+
+
+def make_client(url: str, config, store, *, model: str | None = None, control_key=None, **ids) -> TrtllmClient:
+    """``ids``: as above."""
+    return TrtllmClient(url, make_policy(config, store, name=model, **ids), control_key=control_key)
 
 
 def make_fleet(
@@ -32,12 +35,8 @@ def make_fleet(
     settings: FleetSettings = FAST, **_: object,
 ) -> FleetEngine:  # fmt: skip
     """``devices``: through which weights are shared."""
-    clients = [
-        make_client(
-            url, config, store, stop_token_ids=stop_token_ids, banned_token_ids=banned_token_ids, control_timeout_s=5
-        )
-        for url in urls
-    ]
+    policy = make_policy(config, store, stop_token_ids=stop_token_ids, banned_token_ids=banned_token_ids)
+    clients = [TrtllmClient(url, policy, control_timeout_s=5) for url in urls]
     return FleetEngine(
         clients,
         pusher=HandlePusher(devices, bucket_bytes=BUCKET_BYTES),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemo_axpo.engines.base import EngineError
+from nemo_axpo.engines.fleet.client import ServedPolicy
 from nemo_axpo.engines.vllm.sampling import vllm_seed
 from nemo_axpo.engines.vllm.settings import VllmSettings, engine_arguments
 from nemo_axpo.engines.vllm_server.launch import server_command
@@ -20,7 +21,7 @@ class Urls:
 
 
 def test_a_request_has_one_placeholder_per_picture_and_the_pictures_in_order():
-    dialect = Dialect(data_urls=Urls(), image_token_id=IMAGE, stop_token_ids={5, 3}, banned_token_ids=(IMAGE, 7))
+    dialect = Dialect(ServedPolicy(Urls(), IMAGE, stop_token_ids={5, 3}, banned_token_ids=(IMAGE, 7)))
     prompt = RenderedTokens((1, IMAGE, IMAGE, 2, IMAGE, IMAGE, 4), ("b", "a"))
     body = dialect.body(GenerationRequest("q/0/t0", prompt, SamplingParams(6, 0.7, 0.9, 20, 1.5), seed=2**63 + 11))
     assert body == {
@@ -39,7 +40,7 @@ def test_a_request_has_one_placeholder_per_picture_and_the_pictures_in_order():
 
 
 def test_a_request_without_pictures():
-    dialect = Dialect(data_urls=Urls(), image_token_id=IMAGE, stop_token_ids=(3,), banned_token_ids=())
+    dialect = Dialect(ServedPolicy(Urls(), IMAGE, stop_token_ids=(3,), banned_token_ids=()))
     body = dialect.body(GenerationRequest("q/0/t0", RenderedTokens((1, 2)), SamplingParams(1), seed=0))
     assert "content_parts" not in body and body["sampling_params"]["logit_bias"] is None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +10,16 @@ from typing import Any
 from transformers import Qwen3VLConfig
 
 from nemo_axpo.config.schema import SyncConfig
+from nemo_axpo.engines.fleet.client import ServedPolicy, served_policy
 from nemo_axpo.engines.fleet.fleet import FleetEngine, FleetSettings
 from nemo_axpo.engines.fleet.protocol import ServerClient, WeightPusher
 from nemo_axpo.engines.request_checks import RequestChecks
 from nemo_axpo.engines.weight_checks import WeightChecks
 from nemo_axpo.errors import ConfigError
 from nemo_axpo.weight_sync.build import SyncSettings
+
+MakeClient = Callable[[str, ServedPolicy], ServerClient]
+"""From a URL."""
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,33 @@ class ServerOptions:
 
 
 def build_fleet(
-    clients: Sequence[ServerClient],
+    make_client: MakeClient,
     *,
     pusher: WeightPusher,
     hf_config: Qwen3VLConfig,
     image_store: Any,
+    stop_token_ids: Collection[int],
+    banned_token_ids: Collection[int],
     max_model_len: int,
-    probe_token_id: int,
-    settings: FleetSettings,
+    servers: ServerOptions,
 ) -> FleetEngine:
     """The engine, without weights yet. ConfigError with what every server that cannot be used says, and the cure."""
+    policy = served_policy(
+        hf_config,
+        image_store=image_store,
+        stop_token_ids=stop_token_ids,
+        banned_token_ids=banned_token_ids,
+        name=servers.served_model,
+    )
+    clients = [make_client(url, policy) for url in servers.urls]
     check_servers(clients)
     return FleetEngine(
         clients,
         pusher=pusher,
         request_checks=RequestChecks(hf_config, image_store=image_store, max_model_len=max_model_len),
         weight_checks=WeightChecks(hf_config),
-        probe_token_id=probe_token_id,
-        settings=settings,
+        probe_token_id=min(stop_token_ids),
+        settings=servers.settings,
     )
 
 

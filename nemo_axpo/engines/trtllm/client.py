@@ -12,55 +12,36 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.engines.data_urls import DataUrls
-from nemo_axpo.engines.fleet.http import HttpConnection
+from nemo_axpo.engines.fleet.client import CONTROL_TIMEOUT_S, UPDATE_TIMEOUT_S, HttpClient, ServedPolicy
 from nemo_axpo.engines.fleet.protocol import ServerHealth
-from nemo_axpo.engines.placeholders import require_same_prompt
 from nemo_axpo.engines.trtllm.wire import Dialect, completion, returned_prompt
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.types import Completion, GenerationRequest
 
-_CONTROL_TIMEOUT_S = 30.0
-_UPDATE_TIMEOUT_S = 600.0
 _MEMORY_TAGS = ["model", "kv_cache"]
 _SIGNATURE_HEADER = "x-trtllm-rl-control-auth"
 
 
-class TrtllmClient:
+class TrtllmClient(HttpClient):
     """Implements ``nemo_axpo.engines.fleet.protocol.ServerClient``."""
 
     def __init__(
         self,
         url: str,
+        policy: ServedPolicy,
         *,
-        data_urls: DataUrls,
-        image_token_id: int,
-        stop_token_ids: Collection[int],
-        banned_token_ids: Collection[int],
-        probes: Sequence[GenerationRequest],
-        model: str | None = None,
         control_key: str | None = None,
-        control_timeout_s: float = _CONTROL_TIMEOUT_S,
+        control_timeout_s: float = CONTROL_TIMEOUT_S,
     ) -> None:
-        """``probes``: requests, with and without images, that ``check`` sends. ``model``: the name the server must serve;
-        None takes its first. ``control_key``: signs control calls; None leaves them unsigned.
-        """
-        self._connection = HttpConnection(url, control_timeout_s=control_timeout_s)
-        self._image_token_id = image_token_id
-        self._ids = {"stop_token_ids": stop_token_ids, "banned_token_ids": banned_token_ids}
-        self._data_urls, self._probes, self._model = data_urls, probes, model
+        """``control_key``: signs control calls; None leaves them unsigned."""
+        super().__init__(url, policy, control_timeout_s=control_timeout_s)
         self._control_key = control_key
         self._dialect: Dialect | None = None
         self._policy_version = -1
-
-    @property
-    def name(self) -> str:
-        """URL."""
-        return self._connection.url
 
     def check(self) -> None:
         """ConfigError unless the server answers, serves the model, and returns prompts and samples as token ids."""
@@ -71,13 +52,13 @@ class TrtllmClient:
             rule = "engine.servers must name running trtllm-serve processes"
             cure = "start it, and check host and port"
             raise ConfigError(rule_message(rule, got=f"{self.name}: {error!r}", cure=cure)) from error
-        for probe in self._probes:
+        for probe in self._policy.probes:
             self._check_probe(probe, version=version)
 
     def _check_probe(self, probe: GenerationRequest, *, version: str) -> None:
         path, body = self._dialect.request(probe)
         try:
-            response = self._connection.call("POST", path, body=_encode(body), timeout_s=_UPDATE_TIMEOUT_S)
+            response = self._connection.call("POST", path, body=_encode(body), timeout_s=UPDATE_TIMEOUT_S)
             self._read(response, probe)
         except (EngineError, ValueError, LookupError, TypeError) as error:
             rule = "trtllm-serve must sample from exactly the ids it is sent, and return what it sampled as ids"
@@ -87,36 +68,22 @@ class TrtllmClient:
             raise ConfigError(rule_message(rule, got=f"{self.name}{path}: {error}", cure=cure)) from error
 
     def _make_dialect(self) -> Dialect:
-        served = [card["id"] for card in self._get("/v1/models")["data"]]
-        if self._model is not None and self._model not in served:
-            rule = "a server must serve the model of engine.served_model"
-            cure = "correct the name, or start the server with the policy's checkpoint"
-            raise ConfigError(rule_message(rule, got=f"{served} on {self.name} for {self._model!r}", cure=cure))
-        return Dialect(
-            model=self._model or served[0], data_urls=self._data_urls, image_token_id=self._image_token_id, **self._ids
-        )
+        """For the policy's name, or the first served one where any will do."""
+        served = self._served_models()
+        self._require_model(served)
+        return Dialect(self._policy, model=self._policy.name or served[0])
 
     async def generate(self, request: GenerationRequest, *, timeout_s: float) -> Completion:
         """One completion (see the protocol); its version is that of the last finished update."""
         if self._dialect is None:
             self._dialect = self._make_dialect()
         path, body = self._dialect.request(request)
-        try:
-            response = await self._connection.post(path, body, timeout_s=timeout_s)
-        except ValueError as error:  # the server answers 400 to whatever went wrong in it; bad requests are not sent
-            raise EngineError(str(error)) from error
-        return self._read(response, request)
+        return self._read(await self._sample(path, body, timeout_s=timeout_s), request)
 
     def _read(self, response: Any, request: GenerationRequest) -> Completion:
-        if not isinstance(response, Mapping):
-            raise EngineError(f"{self.name} answered {request.request_id!r} with no JSON object")
-        require_same_prompt(
-            request.prompt.token_ids,
-            returned_prompt(response),
-            request_id=request.request_id,
-            image_token_id=self._image_token_id,
-        )
-        return completion(response, policy_version=self._policy_version)
+        answer = self._require_object(response, request)
+        self._require_prompt(returned_prompt(answer), request)
+        return completion(answer, policy_version=self._policy_version)
 
     def health(self) -> ServerHealth:
         """The server does not say which weights it has: one that restarts by itself between a push and the next request
@@ -131,11 +98,11 @@ class TrtllmClient:
 
     def update(self, bucket: Mapping[str, Any]) -> None:
         """``bucket``: base64 of pickled ``[(name, handle)]`` by device uuid."""
-        self._control("/update_weights", {"weights": dict(bucket)}, timeout_s=_UPDATE_TIMEOUT_S)
+        self._control("/update_weights", {"weights": dict(bucket)}, timeout_s=UPDATE_TIMEOUT_S)
 
     def finish_update(self, *, policy_version: int) -> None:
         """The server puts the weights to use and forgets its prefixes."""
-        self._control("/update_weights", {"weights": None}, timeout_s=_UPDATE_TIMEOUT_S)
+        self._control("/update_weights", {"weights": None}, timeout_s=UPDATE_TIMEOUT_S)
         self._policy_version = policy_version
 
     def release_memory(self) -> None:
@@ -146,20 +113,10 @@ class TrtllmClient:
         """They come back; the weights are to be pushed again."""
         self._control("/resume_memory", {"tags": _MEMORY_TAGS})
 
-    async def close(self) -> None:
-        """Closes the connections; the server goes on running."""
-        await self._connection.close()
-
-    def _get(self, path: str) -> Any:
-        return self._connection.call("GET", path)
-
     def _control(self, path: str, body: Mapping[str, Any], *, timeout_s: float | None = None) -> None:
         encoded = _encode(body)
         headers = {_SIGNATURE_HEADER: _signature(self._control_key, encoded)} if self._control_key else None
-        try:
-            self._connection.call("POST", path, body=encoded, headers=headers, timeout_s=timeout_s)
-        except ValueError as error:  # a control call that is refused is nobody's request
-            raise EngineError(str(error)) from error
+        self._command(path, encoded, headers=headers, timeout_s=timeout_s)
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

@@ -18,11 +18,11 @@ Unknown fields are errors there, so only fields of that source are sent.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.engines.base import EngineError, PromptMismatchError
-from nemo_axpo.engines.data_urls import DataUrls
+from nemo_axpo.engines.fleet.client import ServedPolicy
 from nemo_axpo.engines.placeholders import collapse
 from nemo_axpo.errors import rule_message
 from nemo_axpo.types import Completion, GenerationRequest, SamplingParams
@@ -36,19 +36,11 @@ _FINISH_REASONS = {"stop": "stop", "length": "length"}
 class Dialect:
     """Translates for one model."""
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        data_urls: DataUrls,
-        image_token_id: int,
-        stop_token_ids: Collection[int],
-        banned_token_ids: Collection[int],
-    ) -> None:
+    def __init__(self, policy: ServedPolicy, *, model: str) -> None:
         """``model``: the name under which the server serves it."""
-        self._model, self._data_urls, self._image_token_id = model, data_urls, image_token_id
-        self._stop_token_ids = sorted(stop_token_ids)
-        self._logit_bias = {str(token): _BAN for token in sorted(banned_token_ids)}
+        self._model, self._data_urls, self._image_token_id = model, policy.data_urls, policy.image_token_id
+        self._stop_token_ids = sorted(policy.stop_token_ids)
+        self._logit_bias = {str(token): _BAN for token in sorted(policy.banned_token_ids)}
 
     def request(self, request: GenerationRequest) -> tuple[str, dict[str, Any]]:
         """Path and body. Images go in order, each as one placeholder in the ids.

@@ -8,74 +8,44 @@ trainer dies on the way; a server that is asked for its version meanwhile, or wa
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.engines.data_urls import DataUrls
-from nemo_axpo.engines.fleet.http import HttpConnection
+from nemo_axpo.engines.fleet.client import CONTROL_TIMEOUT_S, UPDATE_TIMEOUT_S, HttpClient, ServedPolicy
 from nemo_axpo.engines.fleet.protocol import ServerHealth
-from nemo_axpo.engines.placeholders import require_same_prompt
 from nemo_axpo.engines.vllm_server.wire import PATH, Dialect, completion, read_version
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.types import Completion, GenerationRequest
 
-_CONTROL_TIMEOUT_S = 30.0
-_UPDATE_TIMEOUT_S = 600.0
 _UPDATING = "updating"
 """What the server calls its weights during an update."""
 
 
-class VllmClient:
+class VllmClient(HttpClient):
     """Implements ``nemo_axpo.engines.fleet.protocol.ServerClient``."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        data_urls: DataUrls,
-        image_token_id: int,
-        stop_token_ids: Collection[int],
-        banned_token_ids: Collection[int],
-        probes: Sequence[GenerationRequest],
-        model: str | None = None,
-        control_timeout_s: float = _CONTROL_TIMEOUT_S,
-    ) -> None:
-        """``probes``: requests, with and without images, that ``check`` sends. ``model``: the name the server must serve."""
-        self._connection = HttpConnection(url, control_timeout_s=control_timeout_s)
-        self._dialect = Dialect(
-            data_urls=data_urls,
-            image_token_id=image_token_id,
-            stop_token_ids=stop_token_ids,
-            banned_token_ids=banned_token_ids,
-        )
-        self._image_token_id, self._probes, self._model = image_token_id, probes, model
+    def __init__(self, url: str, policy: ServedPolicy, *, control_timeout_s: float = CONTROL_TIMEOUT_S) -> None:
+        super().__init__(url, policy, control_timeout_s=control_timeout_s)
+        self._dialect = Dialect(policy)
         self.num_workers = 1
         """Processes of the server that hold weights."""
-
-    @property
-    def name(self) -> str:
-        """URL."""
-        return self._connection.url
 
     def check(self) -> None:
         """ConfigError unless the server answers, takes weights, serves the model and samples from the ids it is sent."""
         try:
-            served = [card["id"] for card in self._get("/v1/models")["data"]]
+            served = self._served_models()
             self._get("/weight_info")
             self.num_workers = self._get("/get_world_size?include_dp=false")["world_size"]
             num_all = self._get("/get_world_size?include_dp=true")["world_size"]
-            for probe in self._probes:
+            for probe in self._policy.probes:
                 body = json.dumps(self._dialect.body(probe)).encode()
-                self._read(self._connection.call("POST", PATH, body=body, timeout_s=_UPDATE_TIMEOUT_S), probe)
+                self._read(self._connection.call("POST", PATH, body=body, timeout_s=UPDATE_TIMEOUT_S), probe)
         except (EngineError, ValueError, LookupError, TypeError) as error:
             rule = "engine.servers must name vLLM servers that take token ids and weights"
             cure = "start them with python -m nemo_axpo.engines.vllm_server.launch (docs/engines.md), and check the URL"
             raise ConfigError(rule_message(rule, got=f"{self.name}: {error}", cure=cure)) from error
-        if self._model is not None and self._model not in served:
-            rule = "a server must serve the model of engine.served_model"
-            cure = "correct the name, or start the server with the policy's checkpoint"
-            raise ConfigError(rule_message(rule, got=f"{served} on {self.name} for {self._model!r}", cure=cure))
+        self._require_model(served)
         if num_all != self.num_workers:
             rule = "a vLLM server must hold the model once: every data-parallel copy is a server of its own"
             got = f"{num_all // self.num_workers} copies on {self.name}"
@@ -85,22 +55,12 @@ class VllmClient:
 
     async def generate(self, request: GenerationRequest, *, timeout_s: float) -> Completion:
         """One completion (see the protocol); its version is the one the server says it sampled with."""
-        try:
-            response = await self._connection.post(PATH, self._dialect.body(request), timeout_s=timeout_s)
-        except ValueError as error:  # bad requests are not sent: this one failed on this server
-            raise EngineError(str(error)) from error
-        return self._read(response, request)
+        return self._read(await self._sample(PATH, self._dialect.body(request), timeout_s=timeout_s), request)
 
     def _read(self, response: Any, request: GenerationRequest) -> Completion:
-        if not isinstance(response, Mapping):
-            raise EngineError(f"{self.name} answered {request.request_id!r} with no JSON object")
-        require_same_prompt(
-            request.prompt.token_ids,
-            response.get("prompt_token_ids"),
-            request_id=request.request_id,
-            image_token_id=self._image_token_id,
-        )
-        return completion(response)
+        answer = self._require_object(response, request)
+        self._require_prompt(answer.get("prompt_token_ids"), request)
+        return completion(answer)
 
     def health(self) -> ServerHealth:
         """Whether vLLM's engine lives, and which weights it holds."""
@@ -135,19 +95,8 @@ class VllmClient:
         """They come back; the weights are to be pushed again."""
         self._post("/wake_up")
 
-    async def close(self) -> None:
-        """Closes the connections; the server goes on running."""
-        await self._connection.close()
-
     def _on_workers(self, method: str, argument: Any) -> None:
         self._post("/collective_rpc", {"method": method, "args": [argument]})
 
-    def _get(self, path: str) -> Any:
-        return self._connection.call("GET", path)
-
     def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        encoded = json.dumps(body).encode() if body is not None else b""
-        try:
-            return self._connection.call("POST", path, body=encoded, timeout_s=_UPDATE_TIMEOUT_S)
-        except ValueError as error:  # a control call that is refused is nobody's request
-            raise EngineError(str(error)) from error
+        return self._command(path, json.dumps(body).encode() if body is not None else b"", timeout_s=UPDATE_TIMEOUT_S)

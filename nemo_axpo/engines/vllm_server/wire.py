@@ -5,11 +5,11 @@ The other endpoints will not do: ``/v1/completions`` ignores images without a wo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.engines.data_urls import DataUrls
+from nemo_axpo.engines.fleet.client import ServedPolicy
 from nemo_axpo.engines.placeholders import collapse
 from nemo_axpo.engines.vllm.sampling import BAN, vllm_seed
 from nemo_axpo.errors import rule_message
@@ -23,17 +23,10 @@ NO_VERSION = -1
 class Dialect:
     """Translates for one model."""
 
-    def __init__(
-        self,
-        *,
-        data_urls: DataUrls,
-        image_token_id: int,
-        stop_token_ids: Collection[int],
-        banned_token_ids: Collection[int],
-    ) -> None:
-        self._data_urls, self._image_token_id = data_urls, image_token_id
-        self._stop_token_ids = sorted(stop_token_ids)
-        self._logit_bias = {str(token): BAN for token in sorted(banned_token_ids)}
+    def __init__(self, policy: ServedPolicy) -> None:
+        self._data_urls, self._image_token_id = policy.data_urls, policy.image_token_id
+        self._stop_token_ids = sorted(policy.stop_token_ids)
+        self._logit_bias = {str(token): BAN for token in sorted(policy.banned_token_ids)}
 
     def body(self, request: GenerationRequest) -> dict[str, Any]:
         """Each image is one placeholder in the ids and a picture beside them, in order."""
