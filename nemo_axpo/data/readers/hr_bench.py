@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.readers.options import option_lines
 from nemo_axpo.data.row_fields import RowFields
 
@@ -34,11 +34,13 @@ def read_cycles(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     images = fields.images("image", root=place.image_root)
     options = {letter: fields.text(letter) for letter in _LETTERS if fields.has(letter)}
     text = f"{fields.text('question')}\n{option_lines(options)}"
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('index')}",
-        messages=user_turn(text, num_images=len(images), where=f"{place.where}, field 'question'"),
-        answer=fields.text("answer"),
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("index"),
+        text_field="question",
+        text=text,
+        answer=fields.text("answer"),
         images=images,
         kind=fields.optional_text("category"),
     )

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.data.image_sources import ImageSource
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.readers.image_marks import numbered_marks, unnumbered
 from nemo_axpo.data.row_fields import RowFields
 
@@ -27,12 +27,13 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     fields, source = RowFields(row, where=place.where), place.source or SOURCE
     text = fields.text("question")
     images = tuple(image for number in numbered_marks(text) for image in _image(fields, number, place=place))
-    where = f"{place.where}, field 'question'"
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('id')}",
-        messages=user_turn(unnumbered(text), num_images=len(images), where=where),
-        answer=_answer(fields),
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("id"),
+        text_field="question",
+        text=unnumbered(text),
+        answer=_answer(fields),
         images=images,
         kind=fields.optional_text("category"),
     )

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.readers.image_marks import one_image
 from nemo_axpo.data.readers.options import option_lines
 from nemo_axpo.data.row_fields import RowFields
@@ -29,11 +29,13 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     text, options = one_image(fields.text("question")), fields.texts("options")
     if options and "".join(options) != _IN_THE_PICTURE[: len(options)]:
         text = f"{text}\n{option_lines(options)}"
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('id')}",
-        messages=user_turn(text, num_images=len(images), where=f"{place.where}, field 'question'"),
-        answer=fields.text("answer"),
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("id"),
+        text_field="question",
+        text=text,
+        answer=fields.text("answer"),
         images=images,
         kind=fields.optional_text("subject"),
     )

@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.row_fields import RowFields
 
 SOURCE = "mmsearch"
@@ -25,11 +25,12 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     fields, source = RowFields(row, where=place.where), place.source or SOURCE
     images = fields.images("query_image", root=place.image_root)
     answer = fields.text("gt_answer")
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('sample_id')}",
-        messages=user_turn(fields.text("query"), num_images=len(images), where=f"{place.where}, field 'query'"),
-        answer=answer,
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("sample_id"),
+        text_field="query",
+        answer=answer,
         images=images,
         candidate_answers=tuple(other for other in _alternatives(fields) if other != answer),
         kind=fields.optional_text("area"),

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.row_fields import RowFields
 
 SOURCE = "pyvision"
@@ -25,11 +25,12 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     fields.value("image_path")
     images = fields.images("image_path", root=place.image_root)
     taken_from = fields.optional_text("data_source")
-    return QuestionRecord(
-        id="-".join(filter(None, (source, taken_from, fields.identifier("id")))),
-        messages=user_turn(fields.text("question"), num_images=len(images), where=f"{place.where}, field 'question'"),
-        answer=fields.text("answer"),
+    return single_turn(
+        fields,
         source=source,
+        identifier="-".join(filter(None, (taken_from, fields.identifier("id")))),
+        text_field="question",
+        answer=fields.text("answer"),
         images=images,
         kind=fields.optional_text("ability"),
     )

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.row_fields import RowFields
 from nemo_axpo.rewards.extraction import extract_answer
 
@@ -24,11 +24,12 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     fields, source = RowFields(row, where=place.where), place.source or SOURCE
     images = fields.images("image", root=place.image_root)
     answer = fields.text("answer")
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('qid')}",
-        messages=user_turn(fields.text("question"), num_images=len(images), where=f"{place.where}, field 'question'"),
-        answer=extract_answer(answer, needs_block=False) or answer,
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("qid"),
+        text_field="question",
+        answer=extract_answer(answer, needs_block=False) or answer,
         images=images,
         kind=fields.optional_text("category"),
     )

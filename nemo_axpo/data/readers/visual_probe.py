@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_axpo.data.image_sources import ImageSource, image_source
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.row_fields import RowFields
 
 SOURCE = "visual_probe"
@@ -28,11 +28,12 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     images = tuple(_image(value, number, place=place) for number, value in enumerate(fields.sequence("images")))
     solution = fields.text("solution")
     match = _ANSWER.fullmatch(solution)
-    return QuestionRecord(
-        id=f"{source}-{fields.identifier('doc_id')}",
-        messages=user_turn(fields.text("problem"), num_images=len(images), where=f"{place.where}, field 'problem'"),
-        answer=match[1].strip() if match else solution,
+    return single_turn(
+        fields,
         source=source,
+        identifier=fields.identifier("doc_id"),
+        text_field="problem",
+        answer=match[1].strip() if match else solution,
         images=images,
     )
 

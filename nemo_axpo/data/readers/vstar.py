@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_axpo.data.questions import QuestionRecord, user_turn
-from nemo_axpo.data.readers.base import RowPlace
+from nemo_axpo.data.questions import QuestionRecord
+from nemo_axpo.data.readers.base import RowPlace, single_turn
 from nemo_axpo.data.row_fields import RowFields
 
 SOURCE = "vstar"
@@ -28,11 +28,13 @@ def read(row: Mapping[str, Any], place: RowPlace) -> QuestionRecord:
     images = fields.images("image", root=place.image_root)
     text = _REQUEST.sub("", fields.text("text"))
     category = fields.text("category")
-    return QuestionRecord(
-        id=f"{source}-{category}-{fields.identifier('question_id')}",
-        messages=user_turn(text, num_images=len(images), where=f"{place.where}, field 'text'"),
-        answer=fields.text("label"),
+    return single_turn(
+        fields,
         source=source,
+        identifier=f"{category}-{fields.identifier('question_id')}",
+        text_field="text",
+        text=text,
+        answer=fields.text("label"),
         images=images,
         kind=category,
     )
