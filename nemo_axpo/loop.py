@@ -16,6 +16,7 @@ trains them.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from nemo_axpo.data.samples import build_samples
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
 from nemo_axpo.distributed.server_health import take_server_metrics
 from nemo_axpo.engines.base import Engine
+from nemo_axpo.engines.fleet.reports import HasServers
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer, check_not_all_lost
@@ -177,7 +179,7 @@ class TrainingLoop:
         questions = self._questions_of(index)
         sampling = self.sampling(questions, index=index)
         rollouts = await sampling.roll_out() if sampling else ()
-        scores, plan = self.plan(rollouts)
+        scores, plan = await self.agree(rollouts)
         continuations = await sampling.continue_sources(plan) if sampling else ()
         return self.experience(questions, rollouts, continuations, scores=scores, plan=plan)
 
@@ -192,6 +194,16 @@ class TrainingLoop:
             num_elsewhere=self._settings.num_questions - len(questions),
             seed=derive_seed("step", self._settings.seed, index),
         )
+
+    async def agree(self, rollouts: Sequence[Rollout]) -> tuple[tuple[RolloutScore, ...], ResamplePlan]:
+        """As :meth:`plan`; continuations that servers sample go on while other replicas are not there yet.
+
+        Else they would run out of time in which nobody listened. An engine in this process stands still meanwhile: which
+        requests share a batch, and so the last digits of their log-probs, must not hang on how fast another replica is.
+        """
+        if isinstance(self._engine, HasServers):
+            return await asyncio.to_thread(self.plan, rollouts)
+        return self.plan(rollouts)
 
     def plan(self, rollouts: Sequence[Rollout]) -> tuple[tuple[RolloutScore, ...], ResamplePlan]:
         """Scores of the whole step and what they make the algorithm resample; ``rollouts``: those sampled here."""

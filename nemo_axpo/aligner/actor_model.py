@@ -4,6 +4,7 @@ Order of a step, as ``ReinforceTrainer`` calls it::
 
     prepare_for_inference   weights → engine
     infer …                 questions → rollouts
+    plan                    scores of all replicas → what is resampled
     infer_continuations     the plan's thinking prefixes → continuations
     get_inference_log_probs of the rows of later mini-batches
     finish_inference
@@ -34,7 +35,15 @@ from nemo_axpo.job import memory_metrics
 from nemo_axpo.loop import Experience, QuestionSource
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.training_parts import TrainingParts
-from nemo_axpo.types import Question, ResamplePlan, Rollout, TrainBatch, TrainingSample, group_rollouts
+from nemo_axpo.types import (
+    Question,
+    ResamplePlan,
+    Rollout,
+    RolloutScore,
+    TrainBatch,
+    TrainingSample,
+    group_rollouts,
+)
 
 Observer = Callable[[Experience, Sequence[TrainingSample], int], None]
 """Gets what a step sampled, this replica's samples, and the number of the step, from 1."""
@@ -87,6 +96,10 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         rollouts = self._validate(questions) if is_validation else self._explore(questions, first=indices[0])
         self._rollouts += rollouts
         return self._packed(rollouts)
+
+    def plan(self) -> tuple[tuple[RolloutScore, ...], ResamplePlan]:
+        """Scores of the whole step and what they make the algorithm resample. Every rank calls it."""
+        return self.generation.generate(self.loop.agree(self.rollouts))
 
     @torch.no_grad()
     def infer_continuations(self, plan: ResamplePlan) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class AXPOTrainer(ReinforceTrainer):
             rows = self.model.rollouts
         else:
             with self.timer("resample"):
-                scores, plan = self.model.loop.plan(self.model.rollouts)
+                scores, plan = self.model.plan()
                 batches.append(self.model.infer_continuations(plan))
             rows = self.model.rollouts + self.model.continuations
             self._experience = self.model.experience(self.model.continuations, scores=scores, plan=plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 
 import pytest
 import torch
@@ -11,11 +12,22 @@ import torch
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.grpo import Grpo
 from nemo_axpo.data.row_cost import RowCostModel
+from nemo_axpo.distributed.replicas import OneProcess
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.loop import LoopSettings, TrainingLoop, experience_metrics, minibatch_metrics
 from nemo_axpo.losses.policy_loss import PolicyLoss
-from nemo_axpo.types import Completion, Message, Question, RenderedTokens, Rollout, RolloutStatus, ToolCall, Turn
+from nemo_axpo.types import (
+    Completion,
+    Message,
+    Question,
+    RenderedTokens,
+    Rollout,
+    RolloutScore,
+    RolloutStatus,
+    ToolCall,
+    Turn,
+)
 
 CALL, CLOSE = 50, 51
 """Token ids of the tool call's brackets."""
@@ -123,7 +135,7 @@ def axpo(num_questions=4):
     return Axpo(num_questions=num_questions, num_rollouts=4, num_continuations=2, resample_ratio=0.25)
 
 
-def make_loop(algorithm=None, *, kl_coef=1e-3, mastered=(), **settings):
+def make_loop(algorithm=None, *, kl_coef=1e-3, mastered=(), replicas=None, **settings):
     log = []
     actor = Actor(log)
     algorithm = algorithm or axpo()
@@ -139,6 +151,7 @@ def make_loop(algorithm=None, *, kl_coef=1e-3, mastered=(), **settings):
         settings=LoopSettings(
             **{"seed": 0, "num_questions": algorithm.num_questions, "temperature": 0.8, "lr": 0.1} | settings
         ),
+        replicas=replicas or OneProcess(),
     )
     return loop, actor, log
 
@@ -211,6 +224,31 @@ def test_what_the_algorithm_plans_is_resampled():
     prefixes = {row.prefix.source_rollout_id: row.prefix for row in step.experience.continuations}
     assert list(prefixes) == ["q0/0", "q1/0"]
     assert prefixes["q0/0"].completion.token_ids == (10, CALL) and prefixes["q0/0"].confidence == pytest.approx(0.5)
+
+
+class SlowPeer(OneProcess):
+    """Another replica, whose scores come when a continuation has run here, or after five seconds."""
+
+    has_continued = threading.Event()
+
+    def gather(self, records, *, kind):
+        if kind is RolloutScore:
+            assert self.has_continued.wait(5.0), "nothing runs here while the other replica samples"
+        return super().gather(records, kind=kind)
+
+
+def test_continuations_on_servers_go_on_while_another_replica_still_samples():
+    """Else requests and rollouts run out of time in which nobody listened, and a rollout out of time is wrong."""
+    peer = SlowPeer()
+
+    class Continuing(Producer):
+        async def continue_prefix(self, prefix, **asked):
+            peer.has_continued.set()
+            return await super().continue_prefix(prefix, **asked)
+
+    loop, _, log = make_loop(replicas=peer)
+    loop._producer, loop._engine.take_server_reports = Continuing(log), lambda: ()
+    assert run_step(loop).experience.continuations
 
 
 def test_grpo_runs_the_same_stages_with_an_empty_plan():
