@@ -92,6 +92,14 @@ def test_evaluation_asks_as_the_paper_does_and_its_servers_fit(size):
     assert memory.rows >= 8 and list(server_problems(config, memory, gpus_per_node=8)) == []
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("recipes/sft")])
+def test_servers_get_the_time_of_the_longest_turn_and_no_rollout_waits_for_one_that_hangs(name):
+    config, tokens_per_s = load_config(config_name=name), 20  # of one request among many: slow, and no reason to lose it
+    section = config.benchmarks if name.startswith("recipes/eval") else config.rollout
+    longest = section.max_new_tokens or section.max_row_tokens
+    assert longest / tokens_per_s < config.engine.request_timeout_s < section.max_time_s
+
+
 def test_a_recipe_is_for_its_number_of_ranks():
     from nemo_axpo.config.checks import config_problems
 
