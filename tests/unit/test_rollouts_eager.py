@@ -154,13 +154,14 @@ def test_a_failing_rollout_stops_continuations_that_have_started():
         sampling = EagerResampling(
             producer, questions, algorithm=axpo(resample_ratio=2.0), num_elsewhere=0, seed=3
         )
-        original, endless = engine.generate, asyncio.Event()
+        original, endless, started = engine.generate, asyncio.Event(), asyncio.Event()
 
         async def generate(request):
             if "/k" in rollout_of(request):
+                started.set()
                 await endless.wait()
             if rollout_of(request) == "q5/3":
-                await asyncio.sleep(0.05)
+                await asyncio.wait_for(started.wait(), 30.0)
                 raise RuntimeError("a bug")
             return await original(request)
 
