@@ -75,7 +75,8 @@ setup(
         ],
         "te": ["transformer-engine[pytorch]>=2.10"],
         "vllm": ["vllm>=0.32,<0.33"],
-        "trtllm": ["tensorrt-llm>=1.1"],
+        # Releases before it pin datasets 3.1, which contradicts ours.
+        "trtllm": ["tensorrt-llm>=1.4.0rc1"],
         "wandb": ["wandb>=0.17"],
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],
     },

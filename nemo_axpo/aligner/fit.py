@@ -107,8 +107,8 @@ def _observer(parts: TrainingParts, *, run: RunDirectory, journal: Journal | Non
 
 
 def _write_evaluation(trainer: AXPOTrainer, phase: str, *, run: RunDirectory, replicas: Replicas) -> None:
-    """``fit`` has validated after its last step, unless it never does."""
-    if phase == "initial" or not trainer.cfg.val_check_interval:
+    """``fit`` has validated after its last step, unless it never does, or had no step left of a run that is resumed."""
+    if phase == "initial" or not trainer.cfg.val_check_interval or trainer.model.evaluation is None:
         trainer.run_validation()
         trainer.timer.consume_durations()
     if replicas.is_main:

@@ -28,6 +28,9 @@ def weight_devices() -> tuple[Device, ...]:
     """The devices on which weights are handed over: every GPU that this process sees. ConfigError without any."""
     if not torch.cuda.is_available():
         rule = "engine.name=trtllm hands weights over in GPU memory, on the host of the servers"
-        cure = "train on the servers' host with device=cuda, or set engine.name=vllm_server"
+        cure = (
+            "train on the servers' host with device=cuda, or set engine.name=vllm_server "
+            "(NeMo's key: trainer.axpo.trt_llm.enable=False)"
+        )
         raise ConfigError(rule_message(rule, got="no visible GPU", cure=cure))
     return cuda_devices()

@@ -50,7 +50,10 @@ class TrtllmClient(HttpClient):
             self._dialect = self._make_dialect()
         except (EngineError, KeyError, TypeError) as error:
             rule = "engine.servers must name running trtllm-serve processes"
-            cure = "start it, and check host and port"
+            cure = (
+                "start it, and check host and port; for servers of vLLM set engine.name=vllm_server "
+                "(NeMo's key: trainer.axpo.trt_llm.enable=False)"
+            )
             raise ConfigError(rule_message(rule, got=f"{self.name}: {error!r}", cure=cure)) from error
         for probe in self._policy.probes:
             self._check_probe(probe, version=version)
@@ -63,7 +66,8 @@ class TrtllmClient(HttpClient):
         except (EngineError, ValueError, LookupError, TypeError) as error:
             rule = "trtllm-serve must sample from exactly the ids it is sent, and return what it sampled as ids"
             cure = (
-                f"TensorRT-LLM {version} cannot be used for training; use another version, or engine.name=vllm_server"
+                f"TensorRT-LLM {version} cannot be used for training; use another version, or engine.name=vllm_server "
+                "(NeMo's key: trainer.axpo.trt_llm.enable=False)"
             )
             raise ConfigError(rule_message(rule, got=f"{self.name}{path}: {error}", cure=cure)) from error
 

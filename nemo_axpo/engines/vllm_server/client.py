@@ -43,7 +43,10 @@ class VllmClient(HttpClient):
                 self._read(self._connection.call("POST", PATH, body=body, timeout_s=UPDATE_TIMEOUT_S), probe)
         except (EngineError, ValueError, LookupError, TypeError) as error:
             rule = "engine.servers must name vLLM servers that take token ids and weights"
-            cure = "start them with python -m nemo_axpo.engines.vllm_server.launch (docs/engines.md), and check the URL"
+            cure = (
+                "start them with python -m nemo_axpo.engines.vllm_server.launch (docs/engines.md), and check the URL; for "
+                "servers of TensorRT-LLM set engine.name=trtllm (NeMo's key: trainer.axpo.trt_llm.enable=True)"
+            )
             raise ConfigError(rule_message(rule, got=f"{self.name}: {error}", cure=cure)) from error
         self._require_model(served)
         if num_all != self.num_workers:
