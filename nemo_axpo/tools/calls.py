@@ -63,9 +63,10 @@ def _read_call(text: str, registry: ToolRegistry) -> tuple[str, dict[str, Any], 
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return "", {}, "bad_json", 'a tool call must be {"name": …, "arguments": {…}}'
     name, arguments = call["name"], call.get("arguments", {})
+    if name not in registry:
+        known = arguments if isinstance(arguments, dict) else {}
+        return name, known, "unknown_tool", f"unknown tool {name}: use {', '.join(registry.names) or 'none'}"
     if not isinstance(arguments, dict):
         return name, {}, "bad_arguments", "arguments must be an object"
-    if name not in registry:
-        return name, arguments, "unknown_tool", f"unknown tool {name}: use {', '.join(registry.names) or 'none'}"
     error = registry.argument_error(name, arguments)
     return name, arguments, "bad_arguments" if error else "", error

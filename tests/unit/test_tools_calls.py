@@ -101,6 +101,7 @@ def test_an_unclosed_call_reaches_to_the_end():
         (call_json('{"name": "image_zoom_in", "arguments": "x"}'), "bad_arguments", "must be an object"),
         (call_json('{"name": "image_zoom_in"}'), "bad_arguments", "missing argument bbox_2d"),
         (call_json('{"name": "zoom", "arguments": {}}'), "unknown_tool", "unknown tool zoom: use image_zoom_in"),
+        (call_json('{"name": "any words", "arguments": 3}'), "unknown_tool", "unknown tool any words"),
         (call_with(label=...), "bad_arguments", "missing argument label"),
         (call_with(label=3), "bad_arguments", "label must be string"),
         (call_with(bbox_2d=[0, 0, 1]), "bad_arguments", "bbox_2d has 3 items, minItems is 4"),
