@@ -30,9 +30,8 @@ from nemo_axpo.data.minibatches import PlannedMinibatch, RowInfo, plan_minibatch
 from nemo_axpo.data.row_cost import RowCostModel
 from nemo_axpo.data.samples import build_samples
 from nemo_axpo.distributed.replicas import OneProcess, Replicas
-from nemo_axpo.distributed.server_health import take_server_metrics
+from nemo_axpo.distributed.server_health import samples_on_servers, take_server_metrics
 from nemo_axpo.engines.base import Engine
-from nemo_axpo.engines.fleet.reports import HasServers
 from nemo_axpo.rollouts.eager import EagerResampling
 from nemo_axpo.rollouts.metrics import RowCosts, mean_costs, row_costs
 from nemo_axpo.rollouts.producer import Producer, check_not_all_lost
@@ -201,7 +200,7 @@ class TrainingLoop:
         Else they would run out of time in which nobody listened. An engine in this process stands still meanwhile: which
         requests share a batch, and so the last digits of their log-probs, must not hang on how fast another replica is.
         """
-        if isinstance(self._engine, HasServers):
+        if samples_on_servers(self._engine):
             return await asyncio.to_thread(self.plan, rollouts)
         return self.plan(rollouts)
 
