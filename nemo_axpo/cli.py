@@ -35,6 +35,7 @@ from nemo_axpo.commands import (
     world_questions,
 )
 from nemo_axpo.errors import MissingExtraError, RunFailedError
+from nemo_axpo.open_files import allow_open_files
 
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit statuses; 130 is what a shell reports for Ctrl-C."""
@@ -65,6 +66,7 @@ _COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
     options = parse_arguments(arguments)
+    allow_open_files()
     try:
         with _log_on_stderr():
             options.run(options)

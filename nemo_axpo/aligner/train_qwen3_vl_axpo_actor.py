@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from nemo_axpo.extras import require_extra
 from nemo_axpo.launcher.resolvers import register_resolvers
+from nemo_axpo.open_files import allow_open_files
 
 
 def train(cfg: Any) -> None:
@@ -55,6 +56,7 @@ def main() -> None:
     from nemo.core.config import hydra_runner
 
     adopt_slurm_ranks()
+    allow_open_files()
     register_resolvers()
     hydra_runner(config_path="conf", config_name="qwen3_vl_axpo_actor")(train)()
 
