@@ -281,10 +281,14 @@ class TrainingLoop:
 
     def _batch(self, minibatch: PlannedMinibatch, *, samples: Mapping[str, TrainingSample]) -> TrainBatch:
         own = tuple(samples[rollout_id] for rollout_id in minibatch.rows_of(self._replicas.index))
-        planned = self._settings.num_questions * self._algorithm.num_rollouts // self._settings.num_minibatches
         # What replicas count is added up: one of them speaks for the rows that nobody computes.
         num_dropped = minibatch.num_dropped_tokens if self._replicas.index == 0 else 0
-        return TrainBatch(own, num_planned_rollouts=planned, num_other_tokens=num_dropped)
+        return TrainBatch(own, num_planned_rollouts=self.num_planned_rollouts, num_other_tokens=num_dropped)
+
+    @property
+    def num_planned_rollouts(self) -> int:
+        """Ordinary rollouts of an optimizer step: B·N ÷ mini-batches."""
+        return self._settings.num_questions * self._algorithm.num_rollouts // self._settings.num_minibatches
 
     def learning_rate(self, num_done: int) -> float:
         """Constant after a linear warm-up; ``num_done``: optimizer steps taken so far."""

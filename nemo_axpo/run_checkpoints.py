@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from nemo_axpo.actors.random_states import random_states, set_random_states
@@ -24,19 +23,11 @@ class RunCheckpoints:
             timeout_s=60 * config.job.timeout_min,
         )
 
-    def save(self, number: int, *, state: Mapping[str, Any] | None = None) -> None:
-        """After step ``number``, where no question is in flight: the data position is what the next step asks first.
-
-        ``state``: further JSON values.
-        """
+    def save(self, number: int) -> None:
+        """After step ``number``, where no question is in flight: the data position is what the next step asks first."""
         questions = {"next": number * self._config.data.num_questions_per_step, "in_flight": []}
-        own = {"actor": self._actor.state_values(), "questions": questions, "layout": self._layout()}
-        self._store.save(
-            number,
-            tensors=self._actor.sharded_state(),
-            state={**own, **(state or {})},
-            random_states=random_states(),
-        )
+        state = {"actor": self._actor.state_values(), "questions": questions, "layout": self._layout()}
+        self._store.save(number, tensors=self._actor.sharded_state(), state=state, random_states=random_states())
 
     def finish(self, *, wait: bool = True) -> None:
         """Publishes what is being written; without ``wait`` only what is done."""
@@ -46,20 +37,20 @@ class RunCheckpoints:
         """Publishes what is being written when an error ends the run, if that ends every rank; raises nothing."""
         self._store.rescue()
 
-    def restore(self) -> tuple[int, dict[str, Any]]:
-        """Loads the newest checkpoint: the number of finished steps and the values saved; ``(0, {})`` without one.
+    def restore(self) -> int:
+        """Loads the newest checkpoint; the number of finished steps, 0 without one.
 
         Random states belong to a rank of a layout: under another one the generators stay as seeded.
         """
         if not self._store.steps():
-            return 0, {}
+            return 0
         checkpoint = self._store.read()
         tensors = checkpoint.load_tensors(self._actor.sharded_state(is_loading=True))
         self._actor.load_state(tensors, checkpoint.state["actor"])
         states = checkpoint.random_states()
         if states and checkpoint.state["layout"] == self._layout():
             set_random_states(states)
-        return checkpoint.step, checkpoint.state
+        return checkpoint.step
 
     def _layout(self) -> dict[str, int]:
         actor = self._config.actor

@@ -285,7 +285,7 @@ def _check_may_start(run: RunDirectory, *, resume: bool) -> None:
             rule_message(
                 "output_dir already holds this run",
                 got=run.path,
-                cure="continue it with --resume, or choose another --output-dir",
+                cure="continue it with --resume (NeMo's exp_manager.resume_if_exists), or choose another --output-dir",
             )
         )
 

@@ -62,7 +62,7 @@ class Trainer:
 
         A run that is asked to stop leaves a checkpoint and ``stopped.json`` instead of the last two.
         """
-        done = self._checkpoints.restore()[0] if resume else 0
+        done = self._checkpoints.restore() if resume else 0
         if self._replicas.is_main:
             self._run.forget_after(done)
             clear_mark(self._run)

@@ -80,6 +80,7 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         self._begin_stage()
         # A validation between two steps has brought the weights already: the step that follows tells of it.
         self._sync_metrics = self.generation.refit(self) or self._sync_metrics
+        self._parts.replicas.take_num_bytes()  # what was sent before is not the stage's
 
     @torch.no_grad()
     def infer(self, inference_batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,16 +135,20 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
     # -------------------------------------------------------------------------------------------------- training
     def pack_experience(
         self, experience: Experience, *, index: int, multiple_of: int, min_width: int | None = None
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The rows that this replica trains in step ``index``, credited and cut into mini-batches by the main loop's rules.
 
-        See :func:`~nemo_axpo.aligner.step_data.pack_step`.
+        See :func:`~nemo_axpo.aligner.step_data.pack_step`. Beside them how even the replicas' shares are, and what this
+        rank has sent.
         """
         _, samples = self.loop.give_credit(experience)
         if self.observer is not None:
             self.observer(experience, samples, index + 1)
-        _, minibatches = self.loop.minibatches(samples, index=index)
-        return pack_step(
+        planned, minibatches = self.loop.minibatches(samples, index=index)
+        imbalances = [minibatch.imbalance for minibatch in planned if minibatch.replica_of]
+        metrics = {"batch/imbalance": sum(imbalances) / len(imbalances)} if imbalances else {}
+        sent = self._parts.replicas.take_num_bytes()
+        rows = pack_step(
             minibatches,
             table=self.rows,
             pad_id=self.tokenizer.eos_id,
@@ -151,6 +156,7 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
             logprobs=lambda batch: self.get_inference_log_probs(batch["response_tokens"], batch),
             min_width=min_width,
         )
+        return rows, metrics | {f"sent/{name}_bytes": float(count) for name, count in sent.items() if count}
 
     def minibatches(self, parts: Iterator[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The mini-batches of what ``fit`` cut into parts."""
@@ -158,7 +164,7 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         return regroup(parts, num_minibatches=number, pad_id=self.tokenizer.eos_id)
 
     def prepare_for_training(self) -> None:
-        """Nothing to load: where the optimizer lives is decided when the actor is built (``offload_adam_states``)."""
+        """Nothing to load: the optimizer stays where the actor was built with it."""
 
     def prepare_for_training_step(self) -> None:
         """Nothing to do: the trainer has zeroed the gradient."""
@@ -169,12 +175,9 @@ class MegatronQwen3VLAXPOActorModel(AlignableGenerativeInterface):
         Without a row on any replica the loss is 0 and there is no gradient.
         """
         samples, number = unpack_samples(batch, table=self.rows), int(batch["minibatch"].max())
-        settings = self._parts.config
-        planned = settings.data.num_questions_per_step * settings.algorithm.num_rollouts
+        num_others = int(batch["num_other_tokens"].sum())
         train_batch = TrainBatch(
-            samples,
-            num_planned_rollouts=planned // settings.actor.num_minibatches,
-            num_other_tokens=int(batch["num_other_tokens"].sum()),
+            samples, num_planned_rollouts=self.loop.num_planned_rollouts, num_other_tokens=num_others
         )
         # In the first mini-batch old and current policy are the same.
         old = unpack_predictions(batch["logprobs"], batch) if number else None

@@ -5,30 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nemo_axpo.config.schema import Config
 from nemo_axpo.run_checkpoints import RunCheckpoints
-
-STATE = "aligner_trainer"
-"""Where the trainer's counts are in a checkpoint's values."""
-_COUNTS = ("step", "consumed_samples", "epoch", "reinforce_optimization_step")
 
 
 class CheckpointCallback:
-    """``custom_save`` as the trainer calls it; every rank does."""
+    """``custom_save`` as the trainer calls it; every rank makes every call."""
 
     def __init__(self, checkpoints: RunCheckpoints, *, before: Callable[[], None]) -> None:
-        """``before``: called first, to write what else belongs to the step."""
+        """``before``: called first, to write what else belongs to the step before."""
         self._checkpoints, self._before = checkpoints, before
 
     def custom_save(self, monitor_candidates: Mapping[str, Any], is_train_end: bool) -> None:
         """Saves after step ``monitor_candidates["step"]``; at the end of training it is on disk when this returns."""
         self._before()
-        counts = {name: int(monitor_candidates[name]) for name in _COUNTS}
-        self._checkpoints.save(counts["step"], state={STATE: counts})
+        self._checkpoints.save(int(monitor_candidates["step"]))
         if is_train_end:
             self._checkpoints.finish()
 
+    def between_steps(self) -> None:
+        """Publishes the checkpoint that is being written, if it is on disk."""
+        self._before()
+        self._checkpoints.finish(wait=False)
 
-def trainer_state(state: Mapping[str, Any], *, step: int, num_questions: int, num_minibatches: int) -> dict[str, int]:
-    """The counts to restore; from a checkpoint of the main loop, which has none, those that follow from its step."""
-    counts = {"step": step, "consumed_samples": step * num_questions, "epoch": 0}
-    return dict(state.get(STATE, counts | {"reinforce_optimization_step": step * num_minibatches}))
+
+def trainer_state(config: Config, *, step: int) -> dict[str, int]:
+    """The trainer's ``state_dict`` after ``step`` steps: its counts follow from the step, so that checkpoints of both loops are
+    the same."""
+    return {
+        "step": step,
+        "consumed_samples": step * config.data.num_questions_per_step,
+        "epoch": 0,
+        "reinforce_optimization_step": step * config.actor.num_minibatches,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ environment.prepare()  # before NeMo-Aligner's modules are imported below
 from nemo_aligner.data.nlp.builders import build_dataloader
 from nemo_aligner.utils.batch_iterators import get_batch_iterator_cls
 from nemo_aligner.utils.train_script_utils import CustomLoggerWrapper
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_axpo import assembly
 from nemo_axpo.aligner.actor_model import MegatronQwen3VLAXPOActorModel, Observer
@@ -47,21 +47,36 @@ def run_training(config: Config, *, resume: bool = False) -> None:
     """
     with listening(StopRequest(seconds_of(config.job.max_time))) as stop:
         replicas = assembly.build_replicas(config)
-        with join_run(config, replicas=replicas, resume=resume) as (run, _):
+        section = OmegaConf.create(trainer_section(config, num_replicas=replicas.count))
+        with join_run(config, replicas=replicas, resume=resume) as (run, progress):
             parts = build_training_parts(config, replicas=replicas)
-            model = MegatronQwen3VLAXPOActorModel(parts)
+            checkpoints = RunCheckpoints(config, run=run, actor=parts.actor, replicas=replicas)
+            model, timer = MegatronQwen3VLAXPOActorModel(parts), StopTimer(stop, replicas=replicas)
             try:
-                _train(model, parts=parts, run=run, timer=StopTimer(stop, replicas=replicas), resume=resume)
+                trainer = _train(
+                    model, parts=parts, section=section, run=run, checkpoints=checkpoints, timer=timer, resume=resume
+                )
             finally:
+                checkpoints.rescue()
                 model.close()
+            if trainer.step < trainer.max_steps and replicas.is_main:
+                mark_stopped(run, step=trainer.step, reason=timer.reason)
+                progress.message(f"stopped after step {trainer.step} ({timer.reason}); go on with --resume")
 
 
 def _train(
-    model: MegatronQwen3VLAXPOActorModel, *, parts: TrainingParts, run: RunDirectory, timer: StopTimer, resume: bool
-) -> None:
+    model: MegatronQwen3VLAXPOActorModel,
+    *,
+    parts: TrainingParts,
+    section: DictConfig,
+    run: RunDirectory,
+    checkpoints: RunCheckpoints,
+    timer: StopTimer,
+    resume: bool,
+) -> AXPOTrainer:
+    """The trainer after its last step: the config's, or the one after which ``timer`` stopped it."""
     config, replicas = parts.config, parts.replicas
-    checkpoints = RunCheckpoints(config, run=run, actor=parts.actor, replicas=replicas)
-    done, state = checkpoints.restore() if resume else (0, {})
+    done = checkpoints.restore() if resume else 0
     if replicas.is_main:
         run.forget_after(done)
         clear_mark(run)
@@ -70,26 +85,30 @@ def _train(
         open_journal(run, replicas=replicas, last_step=done) as journal,
     ):
         model.observer = _observer(parts, run=run, journal=journal)
-        trainer = _trainer(model, config=config, replicas=replicas, checkpoints=checkpoints, log=log, timer=timer)
+        trainer = _trainer(model, section=section, config=config, checkpoints=checkpoints, log=log, timer=timer)
         if done:
-            trainer.load_state_dict(_trainer_state(config, done=done, state=state))
-        _fit(trainer, run=run, replicas=replicas, is_new=not done)
+            trainer.load_state_dict(trainer_state(config, step=done))
+        _fit(trainer, run=run, replicas=replicas)
     checkpoints.finish()
-    if trainer.step == trainer.max_steps:
+    if trainer.step >= trainer.max_steps:
         save_policy(parts.actor, run.path / "hf", replicas=replicas)
-    elif replicas.is_main:
-        mark_stopped(run, step=trainer.step, reason=timer.reason)
+    return trainer
 
 
-def _fit(trainer: AXPOTrainer, *, run: RunDirectory, replicas: Replicas, is_new: bool) -> None:
+def _fit(trainer: AXPOTrainer, *, run: RunDirectory, replicas: Replicas) -> None:
     """Checks, evaluation before, ``fit``, evaluation after."""
+    done = trainer.step
     trainer.model.prepare_for_inference()
     trainer.model.check()
-    if is_new:
+    if not done:
+        _evaluate(trainer)
         _write_evaluation(trainer, "initial", run=run, replicas=replicas)
     trainer.fit()
-    if trainer.step == trainer.max_steps:
-        _write_evaluation(trainer, "final", run=run, replicas=replicas)
+    if trainer.step < trainer.max_steps:
+        return
+    if not trainer.cfg.val_check_interval or done >= trainer.max_steps:  # else fit has, after its last step
+        _evaluate(trainer)
+    _write_evaluation(trainer, "final", run=run, replicas=replicas)
 
 
 def _observer(parts: TrainingParts, *, run: RunDirectory, journal: Journal | None) -> Observer:
@@ -106,11 +125,14 @@ def _observer(parts: TrainingParts, *, run: RunDirectory, journal: Journal | Non
     return observe
 
 
+def _evaluate(trainer: AXPOTrainer) -> None:
+    """A validation outside of ``fit``."""
+    trainer.run_validation()
+    trainer.timer.consume_durations()
+
+
 def _write_evaluation(trainer: AXPOTrainer, phase: str, *, run: RunDirectory, replicas: Replicas) -> None:
-    """``fit`` has validated after its last step, unless it never does, or had no step left of a run that is resumed."""
-    if phase == "initial" or not trainer.cfg.val_check_interval or trainer.model.evaluation is None:
-        trainer.run_validation()
-        trainer.timer.consume_durations()
+    """The last validation's rates."""
     if replicas.is_main:
         run.write_evaluation(phase, trainer.model.evaluation.as_dict())
 
@@ -118,13 +140,12 @@ def _write_evaluation(trainer: AXPOTrainer, phase: str, *, run: RunDirectory, re
 def _trainer(
     model: MegatronQwen3VLAXPOActorModel,
     *,
+    section: DictConfig,
     config: Config,
-    replicas: Replicas,
     checkpoints: RunCheckpoints,
     log: MetricsLog | None,
     timer: StopTimer,
 ) -> AXPOTrainer:
-    section = OmegaConf.create(trainer_section(config, num_replicas=replicas.count))
     optimizer, run_log = PolicyOptimizer(model), RunLog(log)
     num_questions = config.data.num_questions_per_step
     train = QuestionIndices(config.train.num_steps * num_questions)
@@ -156,13 +177,4 @@ def _loader(dataset: QuestionIndices, micro_batch: int, global_batch: int) -> An
         collate_fn=collate_questions,
         load_gbs=False,
         use_random_sampler=False,
-    )
-
-
-def _trainer_state(config: Config, *, done: int, state: Mapping[str, Any]) -> dict[str, int]:
-    return trainer_state(
-        state,
-        step=done,
-        num_questions=config.data.num_questions_per_step,
-        num_minibatches=config.actor.num_minibatches,
     )

@@ -50,11 +50,10 @@ def stage_class() -> type:
             root = ENTRY.parents[2]
             return [f"cd {root}", f"export PYTHONPATH={root}:\\${{PYTHONPATH}}"]
 
+        # Of interleaved pipelines, which are refused; the launcher would ask its own stage "training" for them.
         @property
         def _set_ln_sm_margin(self) -> str:
-            return (
-                ""  # of interleaved pipelines, which are refused; the launcher asks its own stage "training" for them
-            )
+            return ""
 
         @property
         def _skip_ag_overlap(self) -> str:

@@ -1,7 +1,7 @@
 """What NeMo-Aligner's trainers log, as the rows of ``metrics.jsonl``, so that ``nemo-axpo report`` reads such a run too.
 
-The trainers log a step in pieces, under prefixes: rollouts, every optimizer step, timers, validation. A row is written when
-the next step begins to log, when a checkpoint is saved, and at the end.
+The trainers log a step in pieces, under prefixes: rollouts, every optimizer step, timers, validation. A row is written
+before the next step, when a checkpoint is saved, and at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from nemo_axpo.loop import minibatch_metrics
 from nemo_axpo.metrics_log import MetricsLog
 
 _ROLLOUTS, _OPTIM, _TIMERS, _VALIDATION = "train_rollouts/", "train_optim/", "timers/", "val_rollouts/"
-_NOT_METRICS = ("rollout_size", "rewards", "consumed_samples", "epoch", "rows_of_rank_0", "optim_step", "loss", "lr")
+_STAGES = {"rollout_time": "rollout", "train_time": "update"}
+"""The timers of a step's two stages, as the main loop calls them; the transfer of weights is part of the first one."""
+_NOT_METRICS = ("rollout_size", "rewards", "consumed_samples", "epoch", "optim_step", "loss", "lr")
 """Names of the trainer itself; what they say stands in the row under our names."""
 
 
@@ -28,6 +30,8 @@ class RunLog:
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """One piece of a step. ``step``: finished steps when it was measured."""
+        if not metrics:  # of a validation that was not due
+            return
         prefix = next(
             (prefix for prefix in (_ROLLOUTS, _OPTIM, _TIMERS, _VALIDATION) if _all_start(metrics, prefix)), ""
         )
@@ -39,7 +43,8 @@ class RunLog:
         if prefix == _OPTIM:
             self._add_update(named)
         elif prefix == _TIMERS:
-            self._row |= {f"time/{name}_s": value for name, value in named.items()}
+            self._row |= {f"time/{_STAGES.get(name, name)}_s": value for name, value in named.items()}
+            self._row["time/step_s"] = sum(named.get(name, 0.0) for name in _STAGES)
         elif prefix == _VALIDATION:
             self._row |= {f"eval/{name}": value for name, value in named.items() if name not in _NOT_METRICS}
         else:

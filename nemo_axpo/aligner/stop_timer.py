@@ -1,7 +1,4 @@
-"""The trainer's run timer: SIGUSR1 and ``job.max_time`` end a run after the step under way, as in the main loop.
-
-``fit`` then validates, where it does so at all, and saves.
-"""
+"""The trainer's run timer: SIGUSR1 and ``job.max_time`` end a run after the step under way, which ``fit`` then saves."""
 
 from __future__ import annotations
 
@@ -16,6 +13,9 @@ class StopTimer:
         self._request, self._replicas = request, replicas
         self.reason: str | None = None
         """Why the run has to stop."""
+
+    def __repr__(self) -> str:
+        return f"StopTimer({self.reason})"  # part of what fit says when it stops
 
     def start_time(self) -> None:
         """Steps begin."""

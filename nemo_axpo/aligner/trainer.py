@@ -8,6 +8,9 @@ What differs from ``ReinforceTrainer``, and why:
 * Groups are found by question id: equal prompts with other pictures are other questions.
 * ``consumed_samples`` counts questions; NeMo-Aligner counts rollouts, N times as many, and so skips data.
 * ``run_training``: puts together again what ``fit`` cut, as mini-batches differ in size.
+* ``generate_rollouts``: a checkpoint that threads have written meanwhile is published before the next step.
+* ``run_validation``: where none is due, nothing is sampled: ``fit`` saves only at steps at which it may validate, and would
+  validate before it saves where a queue's signal leaves it minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from nemo_aligner.utils import parallel_state
 from torch import Tensor
 
 from nemo_axpo.aligner.reward_model import VerifierRewardModel
-from nemo_axpo.aligner.rows import FILLER, concatenate
+from nemo_axpo.aligner.rows import concatenate
 from nemo_axpo.errors import rule_message
 from nemo_axpo.loop import Experience, experience_metrics
 from nemo_axpo.types import Rollout
@@ -40,8 +43,9 @@ from nemo_axpo.types import Rollout
 class AXPOTrainer(ReinforceTrainer):
     """Takes ``ReinforceTrainer``'s twelve arguments; ``model`` is a ``MegatronQwen3VLAXPOActorModel``.
 
-    ``rm`` is a ``VerifierRewardModel``, ``optimizer`` a ``PolicyOptimizer``, ``scheduler`` a ``WarmupScheduler``; ``cfg`` is
-    ``trainer.axpo``. The algorithm (AXPO or GRPO) is the model's.
+    ``rm`` is a ``VerifierRewardModel``, ``optimizer`` a ``PolicyOptimizer``, ``scheduler`` a ``WarmupScheduler``,
+    ``ckpt_callback`` a ``CheckpointCallback``; ``cfg`` is ``trainer.axpo`` as
+    :func:`~nemo_axpo.aligner.trainer_section.trainer_section` makes it. The algorithm (AXPO or GRPO) is the model's.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class AXPOTrainer(ReinforceTrainer):
                 batches.append(self.model.infer_continuations(plan))
             rows = self.model.rollouts + self.model.continuations
             self._experience = self.model.experience(self.model.continuations, scores=scores, plan=plan)
-            metrics = _present({**experience_metrics(self._experience), **self.model.stage_metrics()})
+            metrics = _present(experience_metrics(self._experience))
             metrics["rewards"] = metrics.get("rollout/accuracy", 0.0)
         rewards = [self.rm.infer_rm(batch).result().squeeze(1) for batch in batches]
         rollout_batch = concatenate([dict(batch) for batch in batches], pad_id=self.model.tokenizer.eos_id)
@@ -107,20 +111,30 @@ class AXPOTrainer(ReinforceTrainer):
         return ReinforceRolloutBatch(rollout_batch), metrics
 
     def generate_reinforce_data(self, rollout_batch: ReinforceRolloutBatch) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The rows that this replica trains, credited; see :func:`nemo_axpo.aligner.step_data.pack_step`.
+        """The rows that this replica trains, credited; see :func:`nemo_axpo.aligner.step_data.pack_step`. Metrics of the step.
 
         ``rollout_batch``: what ``_run_inference`` returned last.
         """
         experience, self._experience = self._experience, None
         assert experience is not None, "credit is given once, to the rollouts of the last inference"
-        data = self.model.pack_experience(
+        data, metrics = self.model.pack_experience(
             experience,
             index=self.step,
             multiple_of=divide(self.cfg.model_gbs, parallel_state.get_data_parallel_world_size()),
             min_width=self.rollout_batch_seq_length,
         )
-        num_rows = int((data["row"] != FILLER).sum())
-        return data, {"rows_of_rank_0": num_rows}
+        return data, metrics | self.model.stage_metrics()
+
+    def generate_rollouts(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, float]]:
+        """The next step's rows; what the step before left is on disk."""
+        self.ckpt_callback.between_steps()
+        return super().generate_rollouts()
+
+    def run_validation(self) -> dict[str, Any]:
+        """Rates of the held-out questions; without sampling nothing but an empty table where no evaluation is due."""
+        every = self.cfg.eval_every
+        is_due = not 0 < self.step < self.max_steps or (every and self.step % every == 0)
+        return super().run_validation() if is_due else {"table": self._table(())}
 
     def run_training(self, dataloader_iter: Iterable[dict[str, Tensor]]) -> tuple[float, dict[str, Any]]:
         """An optimizer step for every mini-batch."""

@@ -19,8 +19,7 @@ def trainer_section(config: Config, *, num_replicas: int) -> dict[str, Any]:
     return {
         "max_epochs": 1,
         "max_steps": train.num_steps,
-        "val_check_interval": train.eval_every,
-        "save_interval": _save_interval(config),
+        **_intervals(config),
         "gradient_clip_val": config.optimizer.clip_grad,
         "initial_policy_kl_penalty": config.loss.kl_coef,
         "num_rollouts_per_prompt": config.algorithm.num_rollouts,
@@ -44,9 +43,16 @@ def share(key: str, number: int, *, num_replicas: int) -> int:
     return number // num_replicas
 
 
-def _save_interval(config: Config) -> int:
-    """``fit`` saves at the end and at multiples of this number of steps, all of which must be validations too: the next one
-    from ``train.checkpoint_every`` on."""
+def _intervals(config: Config) -> dict[str, int]:
+    """``eval_every``, at which ``run_validation`` samples, and the intervals of ``fit``, which also saves at the end.
+
+    NeMo-Aligner wants a multiple of ``val_check_interval`` to save at, hence the greatest common divisor.
+    """
     train = config.train
-    every = train.checkpoint_every or train.num_steps
-    return math.ceil(every / train.eval_every) * train.eval_every if train.eval_every else every
+    save_interval = train.checkpoint_every or train.num_steps
+    val_check_interval = math.gcd(save_interval, train.eval_every) if train.eval_every else 0
+    return {
+        "eval_every": train.eval_every,
+        "val_check_interval": val_check_interval,
+        "save_interval": save_interval,
+    }

@@ -55,7 +55,8 @@ def theirs(config):
     scores, plan = model.loop.plan(model.rollouts)
     batches.append(model.infer_continuations(plan))
     experience = model.experience(model.continuations, scores=scores, plan=plan)
-    data = model.pack_experience(experience, index=0, multiple_of=5)
+    data, measured = model.pack_experience(experience, index=0, multiple_of=5)
+    assert measured == {"batch/imbalance": 0.0}, "one process has nobody to send to"
     model.finish_inference()
     samples = unpack_samples(data, table=model.rows)
     model.prepare_for_training()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemo_axpo.aligner.checkpoints import STATE, CheckpointCallback, trainer_state
+from nemo_axpo.aligner.checkpoints import CheckpointCallback, trainer_state
 from nemo_axpo.aligner.launcher_stage import register_stage
 from nemo_axpo.aligner.optimizer import PolicyOptimizer, WarmupScheduler
 from nemo_axpo.aligner.run_log import RunLog
@@ -33,16 +33,18 @@ def test_sizes_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "interval"),
+    ("overrides", "intervals"),
     [
-        (("train.eval_every=0", "train.checkpoint_every=7"), 7),
-        (("train.eval_every=0", "train.checkpoint_every=0", "train.num_steps=9"), 9),
-        (("train.eval_every=4", "train.checkpoint_every=0", "train.num_steps=9"), 12),
-        (("train.eval_every=4", "train.checkpoint_every=6"), 8),
+        (("train.eval_every=0", "train.checkpoint_every=7"), (0, 0, 7)),
+        (("train.eval_every=0", "train.checkpoint_every=0", "train.num_steps=9"), (0, 0, 9)),
+        (("train.eval_every=4", "train.checkpoint_every=0", "train.num_steps=9"), (4, 1, 9)),
+        (("train.eval_every=4", "train.checkpoint_every=6"), (4, 2, 6)),
+        (("train.eval_every=10", "train.checkpoint_every=1"), (10, 1, 1)),
     ],
 )
-def test_saves_fall_on_validations_and_the_last_step_is_always_saved(overrides, interval):
-    assert section(*overrides)["save_interval"] == interval
+def test_fit_saves_when_the_config_says_and_nemo_aligner_finds_it_a_multiple(overrides, intervals):
+    values = section(*overrides)
+    assert (values["eval_every"], values["val_check_interval"], values["save_interval"]) == intervals
 
 
 @pytest.mark.parametrize(
@@ -91,29 +93,37 @@ def test_the_pieces_of_a_step_become_one_row(tmp_path):
         for number in range(2):
             run_log.log_metrics({"train_optim/update/loss": float(number), "train_optim/lr": 0.1}, step)
             run_log.log_metrics({"train_optim/update/grad_norm": 3.0}, step)
-        run_log.log_metrics({"timers/train_time": 1.5}, step)
+        run_log.log_metrics({"timers/train_time": 1.5, "timers/rollout_time": 2.0, "timers/resample": 0.5}, step)
+        run_log.log_metrics({}, step + 1)  # a validation that was not due
         run_log.log_metrics({"val_rollouts/pass@1": 0.25, "val_rollouts/rewards": 0.25}, step + 1)
     run_log.finalize("success")
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = {
-        "rollout/accuracy": 0.5, "time/train_time_s": 1.5, "eval/pass@1": 0.25,
+        "rollout/accuracy": 0.5, "eval/pass@1": 0.25,
+        "time/update_s": 1.5, "time/rollout_s": 2.0, "time/resample_s": 0.5, "time/step_s": 3.5,
         "update/loss": 0.5, "update/lr": 0.1, "update/grad_norm": 3.0,
     }  # fmt: skip
     assert rows == [{"step": 1} | expected, {"step": 2} | expected]
 
 
-def test_counts_are_saved_with_the_checkpoint_and_follow_from_a_native_one():
-    saved, order = {}, []
+def test_the_log_is_written_before_a_checkpoint_and_the_last_one_is_waited_for():
+    calls = []
     store = SimpleNamespace(
-        save=lambda step, state: saved.update({"step": step, **state}), finish=lambda: order.append("finished")
+        save=lambda step: calls.append(f"save {step}"), finish=lambda wait=True: calls.append(f"finish {wait}")
     )
-    counts = {"step": 4, "consumed_samples": 32, "epoch": 0, "reinforce_optimization_step": 8}
-    callback = CheckpointCallback(store, before=lambda: order.append("logged"))
-    callback.custom_save(monitor_candidates={**counts, "val_rewards": 0.5}, is_train_end=True)
-    assert saved == {"step": 4, STATE: counts} and order == ["logged", "finished"]
-    assert trainer_state(saved, step=4, num_questions=8, num_minibatches=2) == counts
-    assert trainer_state({}, step=4, num_questions=8, num_minibatches=2) == counts
+    callback = CheckpointCallback(store, before=lambda: calls.append("log"))
+    callback.between_steps()
+    callback.custom_save(monitor_candidates={"step": 3, "val_rewards": 0.5}, is_train_end=False)
+    callback.custom_save(monitor_candidates={"step": 4}, is_train_end=True)
+    assert calls == ["log", "finish False", "log", "save 3", "log", "save 4", "finish True"]
+
+
+def test_counts_of_a_resumed_trainer_by_hand():
+    config = load_config(["data.num_questions_per_step=8", "actor.num_minibatches=2"])
+    assert trainer_state(config, step=4) == {
+        "step": 4, "consumed_samples": 32, "epoch": 0, "reinforce_optimization_step": 8,
+    }  # fmt: skip
 
 
 def test_the_run_timer_stops_after_a_step_on_every_rank():
@@ -122,7 +132,7 @@ def test_the_run_timer_stops_after_a_step_on_every_rank():
     timer.start_time()
     assert not timer.is_finished() and timer.reason is None
     request.is_signalled = True
-    assert timer.is_finished() and timer.reason == "signal SIGUSR1"
+    assert timer.is_finished() and timer.reason == "signal SIGUSR1" and "SIGUSR1" in repr(timer)
 
 
 def test_the_launcher_stage_without_the_launcher_names_the_cure():
