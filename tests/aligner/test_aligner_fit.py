@@ -84,7 +84,7 @@ def test_every_step_samples_calls_tools_resamples_and_trains(whole):
     assert all(0 < row["rollout/tool_use"] for row in rows)
     assert sum(row["rollout/num_resamples"] for row in rows) > 0, "some question must be triggered"
     assert all(row["update/grad_norm"] > 0 for row in rows)
-    assert all({"time/generate_s", "time/train_time_s"} <= row.keys() for row in rows)
+    assert all({"time/generate_s", "time/update_s", "time/step_s"} <= row.keys() for row in rows)
     assert ["eval/pass@1" in row for row in rows] == [False, True, False, True]
     assert all(row["memory/peak_gib"] > 0 for row in rows)
     assert all(row["sync/bytes"] > 0 and row["sync/proof"] < 1e-3 for row in rows[1:]), "every update is proven"

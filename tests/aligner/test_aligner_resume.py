@@ -124,9 +124,14 @@ def by_nemos_keys(run: Path, checkpoint: Path, *keys: str) -> None:
     train(OmegaConf.merge(cfg, OmegaConf.from_dotlist([*KEYS, *where, *keys])))
 
 
-def test_max_time_per_run_stops_and_the_same_command_goes_on(study, checkpoint):
-    """As a queue starts it again and again: exp_manager.resume_if_exists, where the first start finds no checkpoint."""
+@pytest.fixture(scope="module")
+def whole_by_keys(study, checkpoint):
     by_nemos_keys(study / "keys_whole", checkpoint)
+    return study / "keys_whole"
+
+
+def test_max_time_per_run_stops_and_the_same_command_goes_on(study, checkpoint, whole_by_keys):
+    """As a queue starts it again and again: exp_manager.resume_if_exists, where the first start finds no checkpoint."""
     run, starts = study / "keys", 0
     while not (run / "hf").exists():
         by_nemos_keys(run, checkpoint, "exp_manager.max_time_per_run='00:00:00:00'")
@@ -134,12 +139,12 @@ def test_max_time_per_run_stops_and_the_same_command_goes_on(study, checkpoint):
         if starts < NUM_STEPS:
             assert json.loads((run / "stopped.json").read_text()) == {"step": starts, "reason": "job.max_time"}
     assert starts == NUM_STEPS
-    assert assert_same_run(run, uninterrupted=study / "keys_whole").num_resumes == NUM_STEPS - 1
+    assert assert_same_run(run, uninterrupted=whole_by_keys).num_resumes == NUM_STEPS - 1
 
 
-def test_a_run_is_not_resumed_where_resume_if_exists_is_false(study, checkpoint):
+def test_a_run_is_not_resumed_where_resume_if_exists_is_false(checkpoint, whole_by_keys):
     with pytest.raises(RunDirectoryError, match="resume_if_exists"):
-        by_nemos_keys(study / "keys_whole", checkpoint, "exp_manager.resume_if_exists=False")
+        by_nemos_keys(whole_by_keys, checkpoint, "exp_manager.resume_if_exists=False")
 
 
 def test_a_signal_stops_after_the_step_and_the_run_goes_on(study, checkpoint, train, whole):
