@@ -64,10 +64,10 @@ COPIES: dict[str, str] = {
     "trainer.axpo.model_mbs": "model.micro_batch_size",
     "trainer.axpo.trt_llm.seed": "model.seed",
     "model.precision": "trainer.precision",
-    "model.axpo.trt_llm": "trainer.axpo.trt_llm",
+    "model.axpo.trt_llm.*": "trainer.axpo.trt_llm.*",
     "model.data.seq_length": "model.encoder_seq_length",
 }
-"""By NeMo's key, the key whose value it must repeat; of a section every key."""
+"""By NeMo's key, the key whose value it must repeat. ``*``: every key of the section."""
 
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "defaults": ((None, []), "a stage is read as it is, without Hydra's list of further files"),
@@ -119,7 +119,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
 """By NeMo's key, the values under which a run here does what the file says, and why."""
 
 REFUSED_SECTIONS: dict[str, str] = {
-    "remote_rm": "verifiers (model.axpo.rewards) judge a rollout when it ends; there is no reward model server",
+    "remote_rm.*": "verifiers (model.axpo.rewards) judge a rollout when it ends; there is no reward model server",
 }
 """By a section of NeMo's that has no meaning here, why."""
 
@@ -144,8 +144,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "model.axpo.val_rollout_micro_batch_size": "servers batch requests as they come",
     "model.axpo.forward_micro_batch_size": "log-probs are computed in the micro-batches of the training",
     "model.axpo.sampling_params.compute_logprob": "engines always return them",
-    "model.peft.lora_tuning": "of adapters, which are not supported",
-    "model.overwrite_base_config": "a Hugging Face checkpoint has no config of NeMo's to overwrite",
+    "model.peft.lora_tuning.*": "of adapters, which are not supported",
+    "model.overwrite_base_config.*": "a Hugging Face checkpoint has no config of NeMo's to overwrite",
     "model.data.skip_warmup": "of indexed data sets",
     "model.data.num_workers": "questions are made by the rank that samples them",
 }

@@ -205,7 +205,7 @@ def _check_max_input(keys: Mapping[str, Any]) -> None:
 def _unequal_copies(keys: Mapping[str, Any]) -> Iterator[str]:
     for copy, original in COPIES.items():
         for key in (name for name in keys if _is_in(name, (copy,))):
-            source = original + key.removeprefix(copy)
+            source = original.removesuffix("*") + key.removeprefix(copy.removesuffix("*")) if "*" in copy else original
             if keys[key] != keys.get(source):
                 got = f"{keys[key]} and {keys.get(source)}"
                 yield rule_message(f"{key} is a copy of {source}", got=got, cure=f"set {key}=${{{source}}}")
@@ -235,16 +235,16 @@ def _unknown(keys: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_in(key: str, names: Collection[str]) -> bool:
-    """Whether ``key``, or a section that it stands in, is one of ``names``."""
+    """Whether ``key`` is one of ``names``, or stands in a section ``name.*`` of them."""
     parts = key.split(".")
-    return any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
+    return key in names or any(f"{'.'.join(parts[:count])}.*" in names for count in range(1, len(parts)))
 
 
 def _refused(keys: Mapping[str, Any]) -> Iterator[str]:
     for section, reason in REFUSED_SECTIONS.items():
         found = [key for key in keys if _is_in(key, (section,))]
         if found:
-            yield rule_message(f"{section} has no meaning here: {reason}", got=", ".join(found), cure="remove it")
+            yield rule_message(f"{section.removesuffix('.*')} has no meaning here: {reason}", got=", ".join(found), cure="remove it")
     for key, (values, reason) in FIXED.items():
         if key in keys and not any(keys[key] == value and type(keys[key]) in _kinds(value) for value in values):
             allowed = " or ".join("null" if value is None else str(value).lower() for value in values)

@@ -85,7 +85,7 @@ def refusal(stage):
 
 def stands_in(key, names):
     parts = key.split(".")
-    return any(".".join(parts[:count]) in names for count in range(1, len(parts) + 1))
+    return key in names or any(f"{'.'.join(parts[:count])}.*" in names for count in range(1, len(parts)))
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -204,6 +204,11 @@ def test_another_value_is_read_or_refused_or_without_effect_for_a_reason(key):
         else:
             before, after = run_from_nemo(base), run_from_nemo(stage)
             assert changed_keys(before.config, after.config) or before.resume != after.resume
+
+
+@pytest.mark.parametrize("key", ["model.seed.x", "trainer.axpo.max_steps.x", "exp_manager.name.x", "model.precision.x"])
+def test_a_key_below_a_known_one_is_unknown(key):
+    assert "unknown key of a stage" in refusal(nested(nested(migrated(), key.removesuffix(".x"), {}), key, 1))
 
 
 def test_enable_chooses_the_servers():
