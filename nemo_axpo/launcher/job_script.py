@@ -153,11 +153,9 @@ def _srun(request: JobRequest, *, nodes: int, tasks: int, first: int = 0, image:
     """srun on some nodes of the job, with all that they have; an option that is absent would come from the environment."""
     cluster = request.cluster
     where = "" if request.is_plain else f' --nodelist="$(join "${{nodes[@]:{first}:{nodes}}}")"'
-    count = f"--nodes={nodes} --ntasks={nodes * tasks} --ntasks-per-node={tasks} --distribution=block{where}"
     chosen = image or cluster.image
     options = [
-        "srun --overlap --export=ALL --kill-on-bad-exit=1 --cpu-bind=none",
-        count,
+        f"srun --kill-on-bad-exit=1 {' '.join(job_steps.step_options(nodes=nodes, tasks=tasks))}{where}",
         *(_container(cluster, image=chosen) if chosen else [f"--chdir={shlex.quote(cluster.workdir)}"]),
         *([shlex.join(cluster.srun_args)] if cluster.srun_args else []),
     ]

@@ -19,6 +19,15 @@ _PREFLIGHT_S = 900
 _TOOL_SERVERS_S = 300
 
 
+def step_options(*, nodes: int, tasks: int) -> list[str]:
+    """Options of srun for ``tasks`` tasks on each of ``nodes`` nodes, with all that these have.
+
+    An option that is absent would come from the environment of the job.
+    """
+    return ["--overlap", "--export=ALL", "--cpu-bind=none", f"--nodes={nodes}", f"--ntasks={nodes * tasks}",
+            f"--ntasks-per-node={tasks}", "--distribution=block"]  # fmt: skip
+
+
 def address_lines(request: JobRequest) -> str:
     """Bash of the batch script: who runs where, and the variables that every step finds in its environment."""
     parts = [

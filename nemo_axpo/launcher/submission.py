@@ -103,12 +103,14 @@ def _config_words(options: argparse.Namespace, *, config: Config) -> list[str]:
 
 
 def _command_words(words: Sequence[str], options: argparse.Namespace, *, run_dir: Path) -> list[str]:
-    kept = list(words)
-    if getattr(options, "output_dir", None) is None:
-        kept += ["--output-dir", str(run_dir)]
-    if words[0] in RESUMED and not options.resume and not _resumes_itself(options):
-        kept.append("--resume")
-    return kept
+    named = [] if getattr(options, "output_dir", None) is not None else ["--output-dir", str(run_dir)]
+    return resumed_words([*words, *named], options)
+
+
+def resumed_words(words: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """``words``, whose parsed form is ``options``, so that a run that is there goes on and a new one starts."""
+    is_said = words[0] not in RESUMED or options.resume or _resumes_itself(options)
+    return [*words] if is_said else [*words, "--resume"]
 
 
 def _resumes_itself(options: argparse.Namespace) -> bool:
