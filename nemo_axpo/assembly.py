@@ -17,7 +17,7 @@ import torch
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.algorithms.base import Algorithm, get_algorithm
 from nemo_axpo.config.checks import algorithm_arguments, layer_settings, memory_arguments
-from nemo_axpo.config.schema import Config
+from nemo_axpo.config.schema import BenchmarksConfig, Config, RolloutConfig
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.data.questions import FILES
@@ -170,49 +170,44 @@ def build_producer(
     config: Config, *, bench: Workbench, engine: Engine, temperature: float, top_p: float = 1.0, top_k: int = 0
 ) -> Producer:
     """Rollouts sampled in one way; training, evaluation and a teacher have a producer each."""
-    rollout = config.rollout
-    limits = RolloutLimits(
-        max_new_tokens=rollout.max_new_tokens,
-        max_row_tokens=rollout.max_row_tokens,
-        max_turns=rollout.max_turns,
-        max_time_s=rollout.max_time_s,
-    )
-    agent = Agent(
-        engine,
-        renderer=bench.renderer,
-        tools=bench.tools,
-        limits=limits,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        needs_answer_block=config.rewards.needs_answer_block,
-    )
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    agent = _agent(config, bench=bench, engine=engine, limits=_rollout_limits(config.rollout), sampling=sampling)
     return Producer(
-        agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries, max_lost=rollout.max_lost
+        agent,
+        verifiers=bench.verifiers,
+        max_verifier_retries=config.rewards.max_retries,
+        max_lost=config.rollout.max_lost,
     )
 
 
 def build_benchmark_producer(config: Config, *, bench: Workbench, engine: Engine) -> Producer:
     """Rollouts as benchmarks are asked."""
     section = config.benchmarks
-    limits = RolloutLimits(
+    sampling = section.model_dump(include={"temperature", "top_p", "top_k", "presence_penalty"})
+    agent = _agent(config, bench=bench, engine=engine, limits=_rollout_limits(section), sampling=sampling)
+    return Producer(agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries)
+
+
+def _rollout_limits(section: RolloutConfig | BenchmarksConfig) -> RolloutLimits:
+    return RolloutLimits(
         max_new_tokens=section.max_new_tokens or section.max_row_tokens,
         max_row_tokens=section.max_row_tokens,
         max_turns=section.max_turns,
         max_time_s=section.max_time_s,
     )
-    agent = Agent(
+
+
+def _agent(
+    config: Config, *, bench: Workbench, engine: Engine, limits: RolloutLimits, sampling: Mapping[str, float]
+) -> Agent:
+    return Agent(
         engine,
         renderer=bench.renderer,
         tools=bench.tools,
         limits=limits,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        presence_penalty=section.presence_penalty,
         needs_answer_block=config.rewards.needs_answer_block,
+        **sampling,
     )
-    return Producer(agent, verifiers=bench.verifiers, max_verifier_retries=config.rewards.max_retries)
 
 
 def build_algorithm(config: Config) -> Algorithm:

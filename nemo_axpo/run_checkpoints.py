@@ -11,17 +11,22 @@ from nemo_axpo.distributed.replicas import Replicas
 from nemo_axpo.run_directory import RunDirectory
 
 
+def checkpoint_store(config: Config, *, run: RunDirectory) -> CheckpointStore:
+    """Where a run keeps its checkpoints, and how it writes them."""
+    return CheckpointStore(
+        run.checkpoints_path,
+        keep=config.train.keep_checkpoints,
+        is_async=config.train.checkpoint_async,
+        timeout_s=60 * config.job.timeout_min,
+    )
+
+
 class RunCheckpoints:
     """Saves between two steps and restores; every rank of the job makes every call."""
 
     def __init__(self, config: Config, *, run: RunDirectory, actor: Any, replicas: Replicas) -> None:
         self._config, self._actor, self._replicas = config, actor, replicas
-        self._store = CheckpointStore(
-            run.checkpoints_path,
-            keep=config.train.keep_checkpoints,
-            is_async=config.train.checkpoint_async,
-            timeout_s=60 * config.job.timeout_min,
-        )
+        self._store = checkpoint_store(config, run=run)
 
     def save(self, number: int) -> None:
         """After step ``number``, where no question is in flight: the data position is what the next step asks first."""

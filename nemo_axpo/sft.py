@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from nemo_axpo import assembly
 from nemo_axpo.actors.random_states import random_states, set_random_states
 from nemo_axpo.assembly import Workbench
-from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.schema import Config
 from nemo_axpo.data.minibatches import RowInfo, assign_rows, row_infos
 from nemo_axpo.distributed.replicas import Replicas
@@ -28,6 +27,7 @@ from nemo_axpo.losses.supervised_loss import SupervisedLoss
 from nemo_axpo.metrics_log import MetricsLog
 from nemo_axpo.progress import ProgressDisplay
 from nemo_axpo.rollouts.seeds import derive_seed
+from nemo_axpo.run_checkpoints import checkpoint_store
 from nemo_axpo.run_directory import RunDirectory
 from nemo_axpo.stopping import StopRequest, clear_mark, listening, mark_stopped, seconds_of
 from nemo_axpo.types import TrainBatch, TrainingSample
@@ -76,12 +76,7 @@ class _SupervisedRun:
             config, bench=bench, optimizer=optimizer, keep_reference=False, seed=config.seed
         )
         self._row_cost = assembly.build_row_cost(config, bench=bench)
-        self._checkpoints = CheckpointStore(
-            run.checkpoints_path,
-            keep=config.train.keep_checkpoints,
-            is_async=config.train.checkpoint_async,
-            timeout_s=60 * config.job.timeout_min,
-        )
+        self._checkpoints = checkpoint_store(config, run=run)
 
     async def run(self, *, resume: bool) -> Path | None:
         """The rest of the steps, then the policy; a run that is asked to stop leaves a checkpoint instead."""

@@ -12,7 +12,7 @@ from nemo_axpo.distill.scripted_teacher import ScriptedTeacher
 from nemo_axpo.engines.base import Engine
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.models.qwen3_vl.loading import read_checkpoint
-from nemo_axpo.remote.json_client import JsonClient, RetrySettings
+from nemo_axpo.remote.build import build_client
 from nemo_axpo.world.scene import SceneStyle
 
 
@@ -29,20 +29,21 @@ def build_teacher(config: Config, *, bench: Workbench) -> Engine:
 
 def _endpoint(config: Config, *, bench: Workbench) -> Engine:
     section = config.distill.endpoint
-    key = os.environ.get(section.key_variable) if section.key_variable else None
     missing = [name for name in ("url", "model") if getattr(section, name) is None]
     if missing:
         rule = f"distill.teacher=endpoint needs distill.endpoint.{missing[0]}"
         cure = "name the endpoint and its model: distill.endpoint.url=http://host:8000/v1 distill.endpoint.model=..."
         raise ConfigError(rule_message(rule, got="null", cure=cure))
-    if section.key_variable and not key:
+    if section.key_variable and not os.environ.get(section.key_variable):
         rule = f"the teacher's key is read from {section.key_variable}"
         cure = f"export {section.key_variable}=..., or set distill.endpoint.key_variable=null for one without a key"
         raise ConfigError(rule_message(rule, got="it is not set", cure=cure))
-    retry = RetrySettings(section.timeout_s, max_retries=section.max_retries, max_time_s=section.max_time_s)
-    client = JsonClient(section.url, key=key, retry=retry, max_concurrent=section.max_concurrent)
     return ChatEndpoint(
-        client, model=section.model, renderer=bench.renderer, image_store=bench.images, body=section.body
+        build_client(section),
+        model=section.model,
+        renderer=bench.renderer,
+        image_store=bench.images,
+        body=section.body,
     )
 
 

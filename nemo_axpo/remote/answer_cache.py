@@ -26,16 +26,13 @@ class AnswerCache:
         """``directory``: None keeps nothing, and still shares."""
         self._directory = Path(directory) if directory is not None else None
         self._asked: dict[str, asyncio.Task[Any]] = {}
-        self.num_hits = self.num_asked = 0
 
     async def get(self, request: Any, *, ask: Callable[[], Awaitable[Any]]) -> Any:
         """The kept answer to ``request`` (plain JSON), or what ``ask`` returns, which is kept. Failures are not kept."""
         key = hashlib.sha256(_canonical(request)).hexdigest()
         if (kept := self._read(key, request)) is not None:
-            self.num_hits += 1
             return kept["answer"]
         if key not in self._asked:
-            self.num_asked += 1
             task = asyncio.get_running_loop().create_task(self._ask(key, request, ask))
             self._asked[key] = task
             task.add_done_callback(lambda done: self._forget(key, done))

@@ -104,11 +104,6 @@ class TreeRecord:
         return tuple(row for row in self.resamples if row.source_rollout_id == rollout_id)
 
     @property
-    def is_recovered(self) -> bool:
-        """Whether some continuation is correct."""
-        return any(row.is_correct for row in self.resamples)
-
-    @property
     def all_images(self) -> tuple[ImageId, ...]:
         """Every image of the tree, each once, question images first."""
         rows = (*self.rollouts, *self.resamples)

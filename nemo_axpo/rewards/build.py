@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 
-from nemo_axpo.config.schema import JudgeConfig, RewardsConfig
+from nemo_axpo.config.schema import RewardsConfig
 from nemo_axpo.errors import rule_message
 from nemo_axpo.remote.answer_cache import AnswerCache
-from nemo_axpo.remote.json_client import JsonClient, RetrySettings
+from nemo_axpo.remote.build import build_client
 from nemo_axpo.rewards.any_of import AnyOf
 from nemo_axpo.rewards.base import Verifier, VerifierRegistry
 from nemo_axpo.rewards.exact_match import ExactMatch
@@ -48,20 +48,13 @@ def _math(config: RewardsConfig) -> Verifier:
 def _judge(config: RewardsConfig) -> Verifier:
     section = config.judge
     return LlmJudge(
-        judge_client(section),
+        build_client(section),
         model=section.model,
         body=section.body,
         cache=AnswerCache(section.cache_dir),
         has_rule=section.has_rule,
         max_answer_chars=section.max_answer_chars,
     )
-
-
-def judge_client(section: JudgeConfig) -> JsonClient:
-    """The connection to the judge; its key comes from the environment."""
-    retry = RetrySettings(section.timeout_s, max_retries=section.max_retries, max_time_s=section.max_time_s)
-    key = os.environ.get(section.key_variable) if section.key_variable else None
-    return JsonClient(section.url, key=key, retry=retry, max_concurrent=section.max_concurrent)
 
 
 _BUILDERS: Mapping[str, Callable[[RewardsConfig], Verifier]] = {

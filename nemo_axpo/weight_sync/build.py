@@ -16,7 +16,7 @@ from nemo_axpo.weight_sync.shared_memory import SharedMemoryTransport
 from nemo_axpo.weight_sync.sources import BROADCAST, DISK, SHARED_MEMORY, SHARED_MEMORY_DIRECTORY
 from nemo_axpo.weight_sync.transports import Transport
 
-AUTO, ITERATOR = "auto", "iterator"
+AUTO = "auto"
 
 
 class SyncSettings(Protocol):

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nemo_axpo.engines.base import EngineError, PromptMismatchError, require_idle
+from nemo_axpo.engines.base import EngineError, PromptMismatchError
 from nemo_axpo.engines.fleet.protocol import ServerClient, ServerDownError, WeightPusher
 from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.engines.fleet.routing import DEFAULT_SPILL_MARGIN, Router, prefix_key
 from nemo_axpo.engines.fleet.servers import Server, ServerState
 from nemo_axpo.engines.request_checks import RequestChecks
+from nemo_axpo.engines.state import EngineState
 from nemo_axpo.engines.weight_checks import WeightChecks
 from nemo_axpo.types import Completion, GenerationRequest, RenderedTokens, SamplingParams
 
@@ -48,7 +49,7 @@ class FleetSettings:
     """Requests a question's home may have more in flight than the idlest server."""
 
 
-class FleetEngine:
+class FleetEngine(EngineState):
     """Implements ``nemo_axpo.engines.base.Engine`` over servers that are already running."""
 
     def __init__(
@@ -62,21 +63,15 @@ class FleetEngine:
         settings: FleetSettings = FleetSettings(),
     ) -> None:
         """``probe_token_id``: any text token; a server that was out must sample a token after it to come back."""
+        super().__init__()
         self._servers = {client.name: Server(client) for client in clients}
         assert len(self._servers) == len(clients) > 0, "a fleet has servers, each with a URL of its own"
         self._router = Router(list(self._servers), spill_margin=settings.spill_margin)
         self._pusher, self._settings = pusher, settings
         self._request_checks, self._weight_checks = request_checks, weight_checks
         self._probe = GenerationRequest("probe", RenderedTokens((probe_token_id,)), SamplingParams(1), 0)
-        self._policy_version: int | None = None
-        self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_active = 0
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights in use; -1 before the first ``load_weights``."""
-        return -1 if self._policy_version is None else self._policy_version
 
     def take_server_reports(self) -> tuple[ServerReport, ...]:
         """What happened on every server since the last call."""
@@ -267,7 +262,7 @@ class FleetEngine:
         A server that fails is out until a later push. ValueError for a tensor that is unknown, misshapen or missing;
         EngineError when no server took the weights. Nothing is served after either until a push succeeds.
         """
-        self._forget_weights()
+        self._start_push()
         answering = self._answering()
         failures = self._pusher.push(
             self._weight_checks.checked(named_tensors),
@@ -290,7 +285,7 @@ class FleetEngine:
 
         A server that does not say that it holds them is out until a later push; EngineError when none does.
         """
-        self._forget_weights()
+        self._start_push()
         for server in self._answering():
             try:
                 held = server.client.health().policy_version
@@ -308,11 +303,9 @@ class FleetEngine:
         self._router.forget_homes()
         self._policy_version = policy_version
 
-    def _forget_weights(self) -> None:
-        self._check_open()
+    def _start_push(self) -> None:
         self._leave_stopped_loop()
-        require_idle(self._num_active)
-        self._policy_version = None
+        self._forget_weights(num_in_flight=self._num_active)
 
     def _answering(self) -> list[Server]:
         """The servers that answer, asked all at once; the others are out."""
@@ -356,15 +349,6 @@ class FleetEngine:
         return "\n".join(
             f"  {server.name} is {server.state.value}: {server.reason}" for server in self._servers.values()
         )
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineError("the engine is closed; create a new one")
-
-    def _check_ready(self) -> None:
-        self._check_open()
-        if self._policy_version is None:
-            raise EngineError("the servers hold no complete weights; call load_weights with a whole checkpoint first")
 
 
 @dataclass(frozen=True)

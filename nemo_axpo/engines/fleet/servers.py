@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from nemo_axpo.engines.fleet.protocol import ServerClient
 from nemo_axpo.engines.fleet.reports import ServerReport
@@ -53,8 +53,8 @@ class Server:
 
     def take_report(self) -> ServerReport:
         """The counters since the last report, which start again at 0."""
-        names = ("num_requests", "num_failures", "num_lost", "num_mismatches", "num_taken_out", "num_readmitted")
-        counters = {name: getattr(self, name) for name in (*names, "max_in_flight")}
-        for name in counters:
+        names = [field.name for field in fields(ServerReport) if field.name not in ("server", "is_up")]
+        counters = {name: getattr(self, name) for name in names}
+        for name in names:
             setattr(self, name, 0)
         return ServerReport(self.name, self.state is ServerState.UP, **counters)

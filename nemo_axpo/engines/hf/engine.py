@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from nemo_axpo.engines.base import EngineError, require_idle
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.hf.decoder import Decoder
 from nemo_axpo.engines.hf.kv_cache import KvCache
 from nemo_axpo.engines.hf.prefix_index import MIN_SHARED_TOKENS
@@ -19,10 +19,11 @@ from nemo_axpo.engines.hf.scheduler import Scheduler
 from nemo_axpo.engines.hf.statistics import EngineStatistics
 from nemo_axpo.engines.hf.vision import VisionEncoder
 from nemo_axpo.engines.hf.weights import DecoderWeights, WeightLoader
+from nemo_axpo.engines.state import EngineState
 from nemo_axpo.types import Completion, GenerationRequest
 
 
-class HfEngine:
+class HfEngine(EngineState):
     """Samples from a Qwen3-VL in this process; implements ``nemo_axpo.engines.base.Engine``.
 
     The vision tower is the Hugging Face module; the text decoder is our own forward over the same weights. A pump task
@@ -48,6 +49,7 @@ class HfEngine:
         """``image_store``: anything with ``features(image_id)``. ``max_parked_seqs``: ended rows kept for reuse
         (default ``max_num_seqs``). ``share_prefixes=False`` computes every prompt anew (measurements and tests).
         """
+        super().__init__()
         _check_limits(hf_config, max_num_seqs=max_num_seqs, max_model_len=max_model_len, banned=banned_token_ids)
         device = torch.device(device)
         tower = _build_tower(hf_config, device=device, dtype=dtype)
@@ -76,13 +78,6 @@ class HfEngine:
         )
         self._waiters: dict[ActiveRequest, asyncio.Future[Completion]] = {}
         self._pump_task: asyncio.Task[None] | None = None
-        self._policy_version: int | None = None
-        self._is_closed = False
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights in use; -1 before the first ``load_weights``."""
-        return -1 if self._policy_version is None else self._policy_version
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -120,9 +115,7 @@ class HfEngine:
         ValueError for a tensor that is unknown, misshapen or missing; the engine then serves nothing until a complete
         set is loaded.
         """
-        self._check_open()
-        require_idle(len(self._waiters))
-        self._policy_version = None
+        self._forget_weights(num_in_flight=len(self._waiters))
         self._loader.load(named_tensors)
         with torch.inference_mode():
             self._cache.clear()
@@ -172,15 +165,6 @@ class HfEngine:
                 failure = EngineError(f"the hf engine failed while sampling: {type(error).__name__}: {error}")
                 failure.__cause__ = error
                 waiter.set_exception(failure)
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineError("the engine is closed; create a new one")
-
-    def _check_ready(self) -> None:
-        self._check_open()
-        if self._policy_version is None:
-            raise EngineError("the engine holds no complete weights; call load_weights with a whole checkpoint first")
 
 
 def _resolve(waiter: asyncio.Future[Completion], completion: Completion) -> None:

@@ -7,13 +7,11 @@ from torch import Tensor
 from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 
+from nemo_axpo.models.qwen3_vl.mrope import axis_of_frequency
+
 
 class RotaryTable:
-    """Rotation of every position below ``num_positions``; frequencies and sections are the Hugging Face module's.
-
-    Frequency i reads the height axis where i = 1, 4, 7, … below 3 · section[1], the width axis where i = 2, 5, 8, …
-    below 3 · section[2], and the time axis elsewhere (transformers ``recomposition_frequencies``).
-    """
+    """Rotation of every position below ``num_positions``; frequencies and sections are the Hugging Face module's."""
 
     def __init__(self, config: Qwen3VLConfig, *, num_positions: int, device: torch.device) -> None:
         rotary = Qwen3VLTextRotaryEmbedding(config.text_config)
@@ -25,10 +23,7 @@ class RotaryTable:
         angles = torch.arange(num_positions, dtype=torch.float32).unsqueeze(1) * rotary.inv_freq.float().cpu()
         radii = torch.full_like(angles, rotary.attention_scaling)
         self._table = torch.polar(radii, angles).to(device)
-        self._axis = torch.zeros(angles.shape[1], dtype=torch.long)
-        for axis in (1, 2):
-            self._axis[axis : 3 * rotary.mrope_section[axis] : 3] = axis
-        self._axis = self._axis.to(device)
+        self._axis = axis_of_frequency(angles.shape[1], sections=rotary.mrope_section).to(device)
 
     def text(self, positions_N: Tensor) -> Tensor:
         """complex64 ``[N, 1, D/2]`` for tokens whose three axes agree."""

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import Qwen3VLConfig
 
-from nemo_axpo.engines.base import EngineError, require_idle
+from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.request_checks import RequestChecks
+from nemo_axpo.engines.state import EngineState
 from nemo_axpo.engines.vllm.settings import VllmSettings, engine_arguments, set_environment
 from nemo_axpo.engines.vllm.statistics import VllmStatistics
 from nemo_axpo.engines.weight_checks import WeightChecks
@@ -57,7 +58,7 @@ class _Turn:
     has_requests: bool
 
 
-class VllmEngine:
+class VllmEngine(EngineState):
     """Implements ``nemo_axpo.engines.base.Engine``. Run on a CPU; not yet run on a GPU."""
 
     def __init__(
@@ -78,6 +79,7 @@ class VllmEngine:
 
         ConfigError in a job of several ranks.
         """
+        super().__init__()
         _check_ranks()
         set_environment(device)
         from nemo_axpo.engines.vllm.core import VllmCore  # vLLM reads the environment as it is imported
@@ -105,14 +107,7 @@ class VllmEngine:
         self._new: list[str] = []
         self._cancelled: list[str] = []
         self._pump_task: asyncio.Task[None] | None = None
-        self._policy_version: int | None = None
-        self._is_closed = False
         self._num_generated = self._num_prompt = self._num_reused = 0
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights in use; -1 before the first ``load_weights``."""
-        return -1 if self._policy_version is None else self._policy_version
 
     @property
     def statistics(self) -> VllmStatistics:
@@ -146,9 +141,7 @@ class VllmEngine:
         ValueError for a tensor that is unknown, misshapen or missing; the engine then serves nothing until a complete
         set is loaded.
         """
-        self._check_open()
-        require_idle(len(self._waiting))
-        self._policy_version = None
+        self._forget_weights(num_in_flight=len(self._waiting))
         self._on_thread(self._core.abort_all)  # cancelled ones that no turn has ended yet
         self._on_thread(self._core.load_weights, self._weight_checks.checked(named_tensors))
         self._policy_version = policy_version
@@ -229,15 +222,6 @@ class VllmEngine:
     def _on_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
         """Runs ``call`` on vLLM's thread, after the turn that is under way."""
         return self._thread.submit(call, *arguments).result()
-
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineError("the engine is closed; create a new one")
-
-    def _check_ready(self) -> None:
-        self._check_open()
-        if self._policy_version is None:
-            raise EngineError("the engine holds no complete weights; call load_weights with a whole checkpoint first")
 
 
 def _resolve(future: asyncio.Future[Completion], result: Completion | Exception) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer import ModuleSpec
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from nemo_axpo.models.qwen3_vl.inputs import PackedRows, PaddedRows, RowBlock, ThdRows
@@ -41,6 +43,20 @@ class PackedSelfAttention(SelfAttention):
         if self.checkpoint_core_attention and self.training:
             return self.linear_proj(tensor_parallel.checkpoint(attend, False, query, key, value))
         return self.linear_proj(attend(query, key, value))
+
+
+def attention_spec(
+    *,
+    qkv: type[torch.nn.Module],
+    output: type[torch.nn.Module],
+    norm: type[torch.nn.Module],
+    core_attention: type[torch.nn.Module],
+) -> ModuleSpec:
+    """A decoder layer's attention. ``qkv``, ``output``: its projections; ``norm``: of queries and of keys."""
+    parts = SelfAttentionSubmodules(
+        linear_qkv=qkv, core_attention=core_attention, linear_proj=output, q_layernorm=norm, k_layernorm=norm
+    )
+    return ModuleSpec(module=PackedSelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=parts)
 
 
 class PackedAttention(torch.nn.Module):

@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
-from nemo_axpo.models.qwen3_vl.attention import PackedAttention, PackedSelfAttention
+from nemo_axpo.models.qwen3_vl.attention import PackedAttention, attention_spec
 from nemo_axpo.models.qwen3_vl.te_specs import te_block_spec
 
 
@@ -68,16 +66,8 @@ def block_spec(
 
 
 def _local_layer_spec(core_attention: type[torch.nn.Module]) -> ModuleSpec:
-    attention = ModuleSpec(
-        module=PackedSelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=ColumnParallelLinear,
-            core_attention=core_attention,
-            linear_proj=RowParallelLinear,
-            q_layernorm=RMSNorm,
-            k_layernorm=RMSNorm,
-        ),
+    attention = attention_spec(
+        qkv=ColumnParallelLinear, output=RowParallelLinear, norm=RMSNorm, core_attention=core_attention
     )
     mlp_parts = MLPSubmodules(linear_fc1=ColumnParallelLinear, activation_func=SwiGLU, linear_fc2=RowParallelLinear)
     return ModuleSpec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ class InterleavedRope(torch.nn.Module):
         """``sections``: frequency pairs of (time, height, width); they sum to ``head_dim / 2``."""
         super().__init__()
         self._inverse_frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        self._axis = _axis_of_frequency(head_dim // 2, sections=sections)
+        self._axis = axis_of_frequency(head_dim // 2, sections=sections)
 
     @torch.no_grad()
     def forward(self, positions_3T: Tensor, *, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -32,8 +34,12 @@ def rotate(states: Tensor, *, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return states * cos + torch.cat((-high, low), dim=-1) * sin
 
 
-def _axis_of_frequency(num_frequencies: int, *, sections: tuple[int, int, int]) -> Tensor:
-    """Which of (time 0, height 1, width 2) each frequency turns with, int64 ``[F]``."""
+def axis_of_frequency(num_frequencies: int, *, sections: Sequence[int]) -> Tensor:
+    """Which of (time 0, height 1, width 2) each frequency turns with, int64 ``[F]``.
+
+    Frequency i reads the height axis where i = 1, 4, 7, … below 3 · sections[1], the width axis where i = 2, 5, 8, … below
+    3 · sections[2], and the time axis elsewhere (transformers ``recomposition_frequencies``).
+    """
     axis = torch.zeros(num_frequencies, dtype=torch.int64)
     for number in (1, 2):
         axis[number : 3 * sections[number] : 3] = number

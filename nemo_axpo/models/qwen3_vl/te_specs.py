@@ -16,14 +16,12 @@ from dataclasses import dataclass
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer import ModuleSpec, TransformerConfig
-from megatron.core.transformer.attention import SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from nemo_axpo.extras import require_extra
-from nemo_axpo.models.qwen3_vl.attention import PackedSelfAttention
+from nemo_axpo.models.qwen3_vl.attention import attention_spec
 
 FUSED_NAMES = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
@@ -86,16 +84,8 @@ def fused_name(name: str) -> str:
 def _layer_spec(
     parts: TransformerEngineParts, *, core_attention: type[torch.nn.Module], activation: type[torch.nn.Module]
 ) -> ModuleSpec:
-    attention = ModuleSpec(
-        module=PackedSelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(
-            linear_qkv=parts.norm_linear,
-            core_attention=core_attention,
-            linear_proj=parts.row_linear,
-            q_layernorm=parts.norm,
-            k_layernorm=parts.norm,
-        ),
+    attention = attention_spec(
+        qkv=parts.norm_linear, output=parts.row_linear, norm=parts.norm, core_attention=core_attention
     )
     mlp = MLPSubmodules(linear_fc1=parts.norm_linear, activation_func=activation, linear_fc2=parts.row_linear)
     return ModuleSpec(
