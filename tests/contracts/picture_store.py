@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from tiny_engine_model import IMAGE, MERGE, PATCH, VISION_END, VISION_START
+from tiny_engine_model import MERGE, PATCH, render
 
 from nemo_axpo.data.images import ImageFeatures, ImageStore, build_image_processor
 from nemo_axpo.types import RenderedTokens
@@ -41,9 +41,4 @@ class PictureStore:
         return self._store.model_image(self._ids[name])
 
     def render(self, *pieces: int | str) -> RenderedTokens:
-        """Token ids and image ids in reading order; an image is wrapped and expanded to its grid."""
-        tokens: list[int] = []
-        for piece in pieces:
-            image = [IMAGE] * self.features(piece).num_tokens if isinstance(piece, str) else None
-            tokens += [piece] if image is None else [VISION_START, *image, VISION_END]
-        return RenderedTokens(tuple(tokens), tuple(piece for piece in pieces if isinstance(piece, str)))
+        return render(pieces, store=self)

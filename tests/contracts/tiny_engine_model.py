@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -85,12 +87,16 @@ class FakeImageStore:
         return self._features[image_id]
 
     def render(self, *pieces: int | str) -> RenderedTokens:
-        """Token ids and image ids in reading order; an image is wrapped and expanded to its grid."""
-        tokens: list[int] = []
-        for piece in pieces:
-            image = [IMAGE] * self.features(piece).num_tokens if isinstance(piece, str) else None
-            tokens += [piece] if image is None else [VISION_START, *image, VISION_END]
-        return RenderedTokens(tuple(tokens), tuple(piece for piece in pieces if isinstance(piece, str)))
+        return render(pieces, store=self)
+
+
+def render(pieces: Sequence[int | str], *, store: Any) -> RenderedTokens:
+    """Token ids and image ids in reading order; an image of ``store`` is wrapped and expanded to its grid."""
+    tokens: list[int] = []
+    for piece in pieces:
+        image = [IMAGE] * store.features(piece).num_tokens if isinstance(piece, str) else None
+        tokens += [piece] if image is None else [VISION_START, *image, VISION_END]
+    return RenderedTokens(tuple(tokens), tuple(piece for piece in pieces if isinstance(piece, str)))
 
 
 def request(prompt: RenderedTokens, *, seed: int = 0, max_new_tokens: int = 8, **sampling: float) -> GenerationRequest:

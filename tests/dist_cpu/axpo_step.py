@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tiny_qwen3_vl import IMAGE, MERGE, VISION_END, VISION_START
+from tiny_qwen3_vl import rendered
 
 from nemo_axpo.algorithms.axpo import Axpo
 from nemo_axpo.algorithms.confidence import resample_scores, rollout_scores
@@ -79,18 +79,6 @@ class _Writer:
         if reward is None:
             return Rollout(rollout_id, prefix.question_id, (), RolloutStatus.LOST, prefix=prefix)
         return Rollout(rollout_id, prefix.question_id, turns, RolloutStatus.ANSWERED, reward=reward, prefix=prefix)
-
-
-def rendered(*pieces: int | str) -> RenderedTokens:
-    """Tokens and images (by id, which names their grid) as a renderer expands them."""
-    tokens: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, str):
-            height, width = map(int, piece.split("/")[0].split("x"))
-            tokens += [VISION_START, *[IMAGE] * (height * width // MERGE**2), VISION_END]
-        else:
-            tokens.append(piece)
-    return RenderedTokens(tuple(tokens), tuple(piece for piece in pieces if isinstance(piece, str)))
 
 
 def axpo_samples() -> tuple[TrainingSample, ...]:

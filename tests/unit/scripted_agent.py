@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
@@ -125,3 +126,11 @@ def make_agent(
 def make_producer(agent: Agent, *, max_retries: int = 2) -> Producer:
     verifiers = VerifierRegistry({"world": ExactMatch()})
     return Producer(agent, verifiers=verifiers, max_retries=max_retries, retry_delay_s=0.0)
+
+
+def random_policy(request):
+    """Half the turns zoom, and a third of the answers are right; depends on the seed alone, as the engine contract asks."""
+    rng = random.Random(request.seed)
+    if turn_of(request) < 2 and rng.random() < 0.5:
+        return ZOOM
+    return answer(rng.choice(["red", "blue", "green"]))

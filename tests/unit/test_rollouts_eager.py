@@ -7,15 +7,13 @@ import random
 
 import pytest
 from scripted_agent import (
-    ZOOM,
     ScriptedEngine,
-    answer,
     image_store,
     make_agent,
     make_producer,
     make_question,
+    random_policy,
     rollout_of,
-    turn_of,
 )
 
 from nemo_axpo.algorithms.axpo import Axpo
@@ -26,14 +24,6 @@ from nemo_axpo.engines.base import EngineError
 from nemo_axpo.rollouts.eager import EagerResampling
 
 QUESTIONS = tuple(f"q{number}" for number in range(6))
-
-
-def random_policy(request):
-    """Half the rollouts use the tool, and few of these are right; depends on the seed alone."""
-    rng = random.Random(request.seed)
-    if turn_of(request) < 2 and rng.random() < 0.5:
-        return ZOOM
-    return answer(rng.choice(["red", "blue", "green"]))
 
 
 class SlowEngine(ScriptedEngine):

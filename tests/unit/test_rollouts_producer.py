@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 
 import pytest
@@ -16,6 +15,7 @@ from scripted_agent import (
     make_agent,
     make_producer,
     make_question,
+    random_policy,
     rollout_of,
     turn_of,
 )
@@ -29,14 +29,6 @@ def run(engine, questions=("q1", "q2", "q3"), *, num_rollouts=4, seed=1, max_ret
     producer = make_producer(make_agent(engine, store), max_retries=max_retries)
     questions = [make_question(store, question_id) for question_id in questions]
     return asyncio.run(producer.run_rollouts(questions, num_rollouts=num_rollouts, seed=seed))
-
-
-def random_policy(request):
-    """A policy that depends on its seed alone, as the engine contract asks."""
-    rng = random.Random(request.seed)
-    if turn_of(request) < 2 and rng.random() < 0.5:
-        return ZOOM
-    return answer(rng.choice(["red", "blue", "green"]))
 
 
 def content(rollouts):

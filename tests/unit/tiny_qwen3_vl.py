@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from nemo_axpo.types import TrainingSample
+from nemo_axpo.types import RenderedTokens, TrainingSample
 
 VOCAB_SIZE, IMAGE, VIDEO, VISION_START, VISION_END = 96, 90, 91, 92, 93
 BANNED = (IMAGE, VIDEO, VISION_START, VISION_END, 95)
@@ -82,6 +82,18 @@ class RandomImages:
         return self._features[image_id]
 
 
+def rendered(*pieces: int | str) -> RenderedTokens:
+    """Tokens and images (by id, which names their grid) as a renderer expands them."""
+    tokens: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            height, width = map(int, piece.split("/")[0].split("x"))
+            tokens += [VISION_START, *[IMAGE] * (height * width // MERGE**2), VISION_END]
+        else:
+            tokens.append(piece)
+    return RenderedTokens(tuple(tokens), tuple(piece for piece in pieces if isinstance(piece, str)))
+
+
 def sample(
     *pieces: int | str,
     trained: int,
@@ -92,22 +104,16 @@ def sample(
     temperature: float = 1.0,
 ) -> TrainingSample:
     """A row of tokens and images (by id, in reading order) whose last ``trained`` tokens are trained."""
-    tokens: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, str):
-            height, width = map(int, piece.split("/")[0].split("x"))
-            tokens += [VISION_START, *[IMAGE] * (height * width // MERGE**2), VISION_END]
-        else:
-            tokens.append(piece)
-    mask = [False] * (len(tokens) - trained) + [True] * trained
+    row = rendered(*pieces)
+    mask = [False] * (len(row.token_ids) - trained) + [True] * trained
     return TrainingSample(
         rollout_id=name,
         question_id=question,
-        token_ids=tuple(tokens),
+        token_ids=row.token_ids,
         loss_mask=tuple(mask),
         advantages=tuple(advantage * trained for trained in mask),
         engine_logprobs=tuple(engine_logprob * trained for trained in mask),
-        image_ids=tuple(piece for piece in pieces if isinstance(piece, str)),
+        image_ids=row.image_ids,
         temperature=temperature,
     )
 
