@@ -4,6 +4,7 @@ seed, and nothing is counted that did not happen."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import torch
@@ -119,3 +120,44 @@ def test_no_request_is_lost_while_one_server_works(scripts, num_requests):
     assert again == [replace(one, policy_version=6) for one in completions]
     metrics = server_metrics(fleet.take_server_reports())
     assert (metrics["engine/servers_up"], metrics["engine/retries"]) == (len(servers), 0)
+
+
+class SlowToTell(ScriptedServer):
+    """What its first look finds is told late; a request lasts until it is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(0, [])
+        self.looks_to_hold, self.is_asked, self.may_tell = 0, threading.Event(), threading.Event()
+
+    async def generate(self, request, *, timeout_s):
+        while not self.is_asked.is_set():
+            await asyncio.sleep(0.001)
+        return await super().generate(request, timeout_s=timeout_s)
+
+    def health(self):
+        found = super().health()
+        if self.looks_to_hold:
+            self.looks_to_hold -= 1
+            self.is_asked.set()
+            self.may_tell.wait(10.0)
+        return found
+
+
+def test_a_look_from_before_a_push_says_nothing_of_the_weights_after_it():
+    server = SlowToTell()
+    fleet = FleetEngine(
+        [server], pusher=Pusher(), request_checks=AnyRequest(), weight_checks=AnyWeights(), probe_token_id=0,
+        settings=FleetSettings(health_every_s=0.002),
+    )  # fmt: skip
+    fleet.load_weights([("w", torch.zeros(1))], policy_version=5)
+    server.looks_to_hold = 1
+
+    async def two_steps():
+        await fleet.generate(requests_of(1)[0])
+        fleet.load_weights([("w", torch.zeros(1))], policy_version=6)
+        server.may_tell.set()
+        await asyncio.sleep(0.05)
+        return await fleet.generate(requests_of(1)[0])
+
+    assert asyncio.run(asyncio.wait_for(two_steps(), timeout=60)).policy_version == 6
+    assert server_metrics(fleet.take_server_reports())["engine/taken_out"] == 0

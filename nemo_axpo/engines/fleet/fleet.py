@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nemo_axpo.engines.base import EngineError, PromptMismatchError
-from nemo_axpo.engines.fleet.protocol import ServerClient, ServerDownError, WeightPusher
+from nemo_axpo.engines.fleet.protocol import ServerClient, ServerDownError, ServerHealth, WeightPusher
 from nemo_axpo.engines.fleet.reports import ServerReport
 from nemo_axpo.engines.fleet.routing import DEFAULT_SPILL_MARGIN, Router, prefix_key
 from nemo_axpo.engines.fleet.servers import Server, ServerState
@@ -229,7 +229,7 @@ class FleetEngine(EngineState):
 
     async def _look_at(self, server: Server) -> None:
         """Takes out a server that no longer answers, with its requests; brings back one that does again."""
-        state = server.state
+        state, policy_version = server.state, self._policy_version
         if state is ServerState.STALE:
             return
         try:
@@ -237,7 +237,11 @@ class FleetEngine(EngineState):
             if state is ServerState.DOWN:
                 await server.client.generate(self._probe, timeout_s=self._settings.request_timeout_s)
         except (EngineError, ValueError) as error:
-            self._take_out(server, reason=str(error))
+            health = error
+        if self._policy_version != policy_version:
+            return  # weights were pushed meanwhile, while the event loop stood still: what was found is of before
+        if not isinstance(health, ServerHealth):
+            self._take_out(server, reason=str(health))
             server.cancel_calls()
             return
         if health.policy_version is not None and health.policy_version != self._policy_version:
