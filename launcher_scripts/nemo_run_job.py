@@ -162,11 +162,24 @@ def _local_tasks(words: Sequence[str]) -> list[tuple[Any, Any]]:
     return [(script, run.LocalExecutor())]
 
 
+def _check_spaces(request: JobRequest, *, job_dir: str) -> None:
+    """ConfigError for words that NeMo-Run's script would take for several."""
+    from nemo_axpo.errors import ConfigError, rule_message
+
+    cluster = request.cluster
+    images = [role.image or "" for role in roles(request)]
+    for word in (job_dir, *images, *cluster.mounts, *cluster.container_args, *cluster.srun_args):
+        if any(character.isspace() for character in word):
+            rule, cure = "NeMo-Run writes options of srun without quotes", "use names without spaces, or nemo-axpo submit"
+            raise ConfigError(rule_message(rule, got=repr(word), cure=cure))
+
+
 def _slurm_tasks(options: argparse.Namespace, words: Sequence[str]) -> list[tuple[Any, Any]]:
     import nemo_run as run
 
     request = _request(options, words)
     job_dir, workdir = str(Path(options.job_dir).absolute()), shlex.quote(request.cluster.workdir)
+    _check_spaces(request, job_dir=job_dir)
     return [(run.Script(inline=f"cd {workdir} || exit\n{role.script}\n"), slurm_executor(request, role, job_dir=job_dir))
             for role in roles(request)]  # fmt: skip
 
@@ -190,11 +203,12 @@ def _request(options: argparse.Namespace, words: Sequence[str]) -> JobRequest:
 def _told(function: Any) -> int:
     """What the user can cure is one message, as of the nemo-axpo command."""
     from nemo_axpo.cli import USER_ERROR, is_user_error
+    from nemo_axpo.errors import ConfigError
 
     try:
         return function()
     except Exception as error:
-        if not is_user_error(error):
+        if not isinstance(error, ConfigError) and not is_user_error(error):
             raise
         print(f"nemo_run_job.py: error: {error}", file=sys.stderr)
         return USER_ERROR

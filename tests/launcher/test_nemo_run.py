@@ -158,6 +158,9 @@ def test_the_token_of_tool_servers_is_in_no_log(tmp_path):
 def test_what_cannot_run_is_refused_as_by_submit(tmp_path):
     done = nemo_run_job(tmp_path, "--executor", "slurm", "--", "train", "--config-name", "recipes/axpo_8b", "model.path=/m")
     assert done.returncode == 2 and "the run directory lies in a mount of the container" in done.stderr
+    words = ["train", "--config-name", "recipes/axpo_8b", "model.path=/m", "--output-dir", "/a b/run"]
+    done = nemo_run_job(tmp_path, "--executor", "slurm", "--set", "mounts=[/a b]", "--", *words)
+    assert done.returncode == 2 and "options of srun without quotes; got '/a b'" in done.stderr
 
 
 @pytest.mark.nemo_run
