@@ -10,6 +10,9 @@ from pathlib import Path
 
 from nemo_axpo.errors import RunFailedError, rule_message
 
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Say which cluster is asked."""
+
 
 def queue_script(path: Path) -> str:
     """Gives a job script to sbatch; returns the job's number. RunFailedError where sbatch is absent or refuses it."""
@@ -26,7 +29,7 @@ def queued_jobs() -> dict[str, str]:
 
 def environment_of_jobs(environment: Mapping[str, str]) -> dict[str, str]:
     """Without the variables of a job that this process may run in: the steps of another one would take them for theirs."""
-    return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    return {name: value for name, value in environment.items() if not name.startswith("SLURM_") or name in _OF_THE_SITE}
 
 
 def _run(command: Sequence[str], *, rule: str, cure: str) -> str:

@@ -21,19 +21,20 @@ RECIPE = ("--config-name", "recipes/axpo_8b", "model.path=/lustre/sft")
 ONE_RANK = ("train", "job.num_nodes=1", "job.gpus_per_node=1", "model.path=/m")
 
 SRUN = """#!{python}
-# Plays srun: the command itself, as the only rank; signals are passed on, as srun does.
+# Plays srun: the command itself, once a task of a node; signals are passed on, as srun does.
 import os, signal, subprocess, sys
 words = sys.argv[1:]
-while words[0].startswith("--"):
-    words.pop(0)
+options = [word for word in words if word.startswith("--")]
+words = words[len(options):]
 with open(os.environ["CALLS"], "a") as calls:
-    print("srun", *(word for word in sys.argv[1:] if word.startswith("--")), file=calls)
-rank = {{"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"}}
-child = subprocess.Popen(words, env={{**os.environ, **rank}})
+    print("srun", *options, file=calls)
+(count,) = [int(option.partition("=")[2]) for option in options if option.startswith("--ntasks=")]
+ranks = [{{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NTASKS": str(count)}} for n in range(count)]
+tasks = [subprocess.Popen(words, env={{**os.environ, **rank}}) for rank in ranks]
 for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: child.send_signal(number))
-status = child.wait()
-sys.exit(status if status >= 0 else 128 - status)
+    signal.signal(number, lambda number, frame: [task.send_signal(number) for task in tasks])
+statuses = [task.wait() for task in tasks]
+sys.exit(max(status if status >= 0 else 128 - status for status in statuses))
 """
 SCONTROL = """#!/bin/bash
 if [[ $1 == show ]]; then echo localhost; else echo "scontrol $*" >>"$CALLS"; fi
@@ -175,13 +176,13 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_the_real_trainer_is_stopped_queued_again_and_goes_on(capsys, tmp_path, monkeypatch):
+def test_the_real_trainer_on_two_ranks_is_stopped_queued_again_and_goes_on(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     policy = tmp_path / "sft"
     warm_start = ["sft.num_steps=5", "sft.batch_size=8", "eval.window_questions=0"]
     assert main(["sft", "--output-dir", str(policy), *warm_start]) == 0
     capsys.readouterr()
-    trained = ["train", "job.num_nodes=1", "job.gpus_per_node=1", f"model.path={policy / 'hf'}", "train.num_steps=1000"]
+    trained = ["train", "job.num_nodes=1", "job.gpus_per_node=2", f"model.path={policy / 'hf'}", "train.num_steps=1000"]
     cluster = ["--set", "image=null", "--set", f"workdir={tmp_path}"]
     text = dry_run(capsys, *cluster, "--", *trained, *TINY, "--output-dir", "/runs/x")
     stopped, metrics = tmp_path / "run" / "stopped.json", tmp_path / "run" / "metrics.jsonl"
@@ -277,8 +278,8 @@ def test_a_directory_that_cannot_be_written_is_said(capsys, tmp_path):
 
 
 def test_a_job_queued_from_inside_another_one_has_none_of_its_variables():
-    inside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_CONF": "/etc/slurm.conf", "WANDB_API_KEY": "k"}
-    assert environment_of_jobs(inside) == {"SLURM_CONF": "/etc/slurm.conf", "WANDB_API_KEY": "k"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SLURM_CLUSTERS": "dgx", "WANDB_API_KEY": "k"}
+    assert environment_of_jobs({"SLURM_JOB_ID": "1", "SLURM_NTASKS_PER_NODE": "4", **kept}) == kept
 
 
 def test_options_of_pyxis_are_for_jobs_with_an_image(capsys):
