@@ -124,12 +124,26 @@ def test_pictures_arrive_pixel_by_pixel_and_are_encoded_once():
     assert urls.url("one") == url and pictures.num_asked == 0
 
 
-def test_only_so_many_pictures_are_kept():
+def test_pictures_are_kept_up_to_so_many_characters():
+    """The same noise under names of two letters each: URLs of one length."""
+    pictures = Pictures()
+    length = len(DataUrls(pictures.image).url("p0"))
+    urls = DataUrls(pictures.image, max_kept_chars=3 * length)
+    pictures.num_asked = 0
+    for name in ("p0", "p1", "p2", "p0", "p3"):  # p1 is the one asked for longest ago when p3 comes
+        urls.url(name)
+    assert pictures.num_asked == 4
+    for name in ("p0", "p2", "p3"):
+        urls.url(name)
+    assert pictures.num_asked == 4
+    urls.url("p1")
+    assert pictures.num_asked == 5
+
+
+def test_the_pictures_of_a_large_step_are_encoded_once():
     pictures = Pictures()
     urls = DataUrls(pictures.image)
-    for number in range(129):
-        urls.url(f"p{number}")
-    urls.url("p128")
-    assert pictures.num_asked == 129
-    urls.url("p0")
-    assert pictures.num_asked == 130
+    for _ in range(2):
+        for number in range(1_000):
+            urls.url(f"p{number:04}")
+    assert pictures.num_asked == 1_000
