@@ -9,9 +9,11 @@ store. Nobody enters a collective before all have said that they are there, so t
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from nemo_axpo.errors import WeightTransferError, rule_message
 
 _GO = b"go"
 _POLL_S = 0.0005
+_BLOCKING_WAIT = "TORCH_NCCL_BLOCKING_WAIT"
 TRAINER_RANK = 0
 
 
@@ -46,7 +49,25 @@ def create_group(backend: str, *, store: dist.Store, rank: int, size: int, timeo
         return dist.ProcessGroupGloo(store, rank, size, _seconds(timeout_s))
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = _seconds(timeout_s)
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    with _raising_waits():
+        return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+@contextlib.contextmanager
+def _raising_waits() -> Iterator[None]:
+    """NCCL groups built in here raise from a wait when a member is lost, or does not come in time.
+
+    By torch's default a thread beside them ends the process instead, and :func:`broadcast` could not tell. Torch reads which
+    of the two from the environment as it builds a group (``ProcessGroupNCCL.cpp``); the trainer's own groups keep theirs.
+    """
+    before = os.environ.get(_BLOCKING_WAIT)
+    os.environ[_BLOCKING_WAIT] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_BLOCKING_WAIT]
+        if before is not None:
+            os.environ[_BLOCKING_WAIT] = before
 
 
 def broadcast(group: Any, tensor: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from receiving_process import ReceivingProcess, digest
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerDownError
 from nemo_axpo.errors import WeightTransferError
+from nemo_axpo.weight_sync import groups
 from nemo_axpo.weight_sync.broadcast import BroadcastTransport
 from nemo_axpo.weight_sync.buckets import pack
 from nemo_axpo.weight_sync.disk import DiskTransport
@@ -333,3 +335,24 @@ def test_several_workers_of_a_server_are_ranks_of_their_own(servers):
     ranks = {name: channel["first_rank"] for name, channel in channels.items()}
     assert ranks == {servers[0].name: 1, "pair": 2, servers[1].name: 4}
     assert {channel["num_ranks"] for channel in channels.values()} == {5}
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_an_nccl_group_raises_from_its_waits_and_no_other_group_learns_of_it(monkeypatch, before):
+    """Torch's default ends the process where a server is lost. NCCL itself is not here: a stand-in sees how it is built."""
+    name, built = "TORCH_NCCL_BLOCKING_WAIT", []
+
+    class Nccl:
+        class Options:
+            _timeout = None
+
+        def __init__(self, store, rank, size, options):
+            built.append((os.environ.get(name), rank, size, options._timeout))
+
+    monkeypatch.setenv(name, before or "")
+    if before is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(groups.dist, "ProcessGroupNCCL", Nccl, raising=False)
+    groups.create_group("nccl", store=None, rank=1, size=3, timeout_s=7.0)
+    assert built == [("1", 1, 3, datetime.timedelta(seconds=7))]
+    assert os.environ.get(name) == before
