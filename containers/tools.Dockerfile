@@ -13,12 +13,15 @@ RUN apt-get update \
 
 WORKDIR /opt/nemo_axpo
 COPY requirements/cpu.txt /tmp/cpu.txt
-RUN sed 's/^torch==.*/&+cpu/' /tmp/cpu.txt > /tmp/pinned.txt \
-    && pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu -r /tmp/pinned.txt \
-    && rm /tmp/cpu.txt /tmp/pinned.txt
+# torch alone from its own index, as in launcher_scripts/setup_env.sh; the other packages from PyPI.
+RUN python3 -m pip install --no-cache-dir --no-deps --extra-index-url https://download.pytorch.org/whl/cpu \
+        "$(grep '^torch==' /tmp/cpu.txt)+cpu" \
+    && grep -v '^torch==' /tmp/cpu.txt > /tmp/others.txt \
+    && python3 -m pip install --no-cache-dir --no-deps -r /tmp/others.txt \
+    && rm /tmp/cpu.txt /tmp/others.txt
 
 COPY . /opt/nemo_axpo
-RUN pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/nemo_axpo \
+RUN python3 -m pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/nemo_axpo \
     && useradd --create-home --uid 10001 tools
 USER 10001
 

@@ -12,9 +12,11 @@ ARG JSONLINES
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /opt/nemo_axpo
 
-# Our pins without what would replace the container's own builds; --no-deps, so that nothing else can.
+# Our pins without what would replace the container's own builds; --no-deps, so that nothing else can. NVIDIA's images set
+# PIP_CONSTRAINT to versions of their own, which would refuse ours.
 COPY requirements/cpu.txt containers/kept_by_the_image.txt /tmp/
-RUN kept=$(grep -vE '^(#|$)' /tmp/kept_by_the_image.txt | paste -sd'|') \
+RUN unset PIP_CONSTRAINT \
+    && kept=$(grep -vE '^(#|$)' /tmp/kept_by_the_image.txt | paste -sd'|') \
     && grep -vE '^(#|$)' /tmp/cpu.txt | grep -vE "^(${kept})==" > /tmp/ours.txt \
     && python3 -m pip install --no-cache-dir --no-deps -r /tmp/ours.txt \
     && python3 -m pip install --no-cache-dir --no-deps \
@@ -23,5 +25,6 @@ RUN kept=$(grep -vE '^(#|$)' /tmp/kept_by_the_image.txt | paste -sd'|') \
     && rm /tmp/cpu.txt /tmp/kept_by_the_image.txt /tmp/ours.txt
 
 COPY . /opt/nemo_axpo
-RUN python3 -m pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/nemo_axpo \
+RUN unset PIP_CONSTRAINT \
+    && python3 -m pip install --no-cache-dir --no-deps --no-build-isolation -e /opt/nemo_axpo \
     && python3 containers/smoke.py --no-steps
