@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from nemo_axpo.commands.options import add_config_options, add_nemo_config, composed_config
+
+_STAGES = ("train", "sft", "eval")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -24,7 +27,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="ranks of the trainer (default: job.num_nodes x job.gpus_per_node, or 1)",
     )
-    parser.add_argument("--stage", choices=("train", "sft"), default="train", help="default: %(default)s")
+    parser.add_argument("--stage", choices=_STAGES, help="default: by the name of the recipe (sft_…, eval_…), else train")
     parser.add_argument("--gpus-per-node", type=int, metavar="N", default=8, help="default: %(default)s")
     parser.add_argument(
         "--gpu-memory", metavar="GIB", default="80", help="GiB, or h100, h200, a100 (default: %(default)s)"
@@ -39,8 +42,13 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run)
 
 
+def _stage(options: argparse.Namespace) -> str:
+    word = Path(options.config_name or "").name.partition("_")[0]
+    return options.stage or (word if word in _STAGES else "train")
+
+
 def _run(options: argparse.Namespace) -> None:
-    from nemo_axpo.plan.command import gpu_memory_gib, run_plan
+    from nemo_axpo.plan.command import gpu_memory_gib, run_evaluation_plan, run_plan
     from nemo_axpo.plan.plan import Machine
 
     memory = gpu_memory_gib(options.gpu_memory)
@@ -48,11 +56,15 @@ def _run(options: argparse.Namespace) -> None:
     settings = {} if options.world_size is None else {"job.num_nodes": None}
     config = composed_config(options, settings=settings)
     world_size = options.world_size if options.world_size is not None else config.job.world_size or 1
+    machine = Machine(world_size, options.gpus_per_node, gpu_memory_gib=memory, reserve_gib=options.reserve)
+    stage = _stage(options)
+    if stage == "eval":
+        return run_evaluation_plan(config, machine=machine, model_size=options.model_size, as_json=options.json)
     run_plan(
         config,
-        machine=Machine(world_size, options.gpus_per_node, gpu_memory_gib=memory, reserve_gib=options.reserve),
+        machine=machine,
         image_share=options.image_share,
         model_size=options.model_size,
-        is_warm_start=options.stage == "sft",
+        is_warm_start=stage == "sft",
         as_json=options.json,
     )

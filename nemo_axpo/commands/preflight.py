@@ -36,4 +36,5 @@ def _run(options: argparse.Namespace) -> None:
         raise RunFailedError("\n".join(problems))
     if ranks.rank == 0:
         found = ", ".join(f"{name} {version}" for name, version in versions().items())
-        print(f"preflight: {ranks.world_size} ranks, all well: {found}")
+        ranks_in_words = "1 rank" if ranks.world_size == 1 else f"{ranks.world_size} ranks"
+        print(f"preflight: {ranks_in_words}, all well: {found}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nemo_axpo.launcher.job_request import JobRequest
+
+_OWN = ("--cluster", "--kubernetes", "--set", "--name", "--dependency", "--dry-run")
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -44,8 +47,31 @@ def _run(options: argparse.Namespace) -> None:
     from nemo_axpo.launcher.submission import check_place, submit
 
     check_place(request)
+    _warn_of_inputs(request)
     text = sbatch_text(request)
     print(text if options.dry_run else submit(request, text), end="" if options.dry_run else "\n")
+
+
+def _check_order(words: Sequence[str]) -> None:
+    """ConfigError for options of ``submit`` behind the command, which has none of them."""
+    from nemo_axpo.errors import ConfigError, rule_message
+
+    behind = [word for word in words if word.partition("=")[0] in _OWN]
+    if behind:
+        cure = f"nemo-axpo submit {behind[0]} ... -- {words[0]} ..."
+        raise ConfigError(rule_message("options of submit stand before the command", got=behind[0], cure=cure))
+
+
+def _warn_of_inputs(request: JobRequest) -> None:
+    """Says what the job reads outside its mounts: no error, as enroot may mount file systems of its own accord."""
+    import logging
+
+    from nemo_axpo.launcher.inputs import outside_mounts
+
+    found = outside_mounts(request.config, cluster=request.cluster)
+    if found:
+        said = "in no mount of the container (mounts, workdir): %s; the job looks for them before it loads anything"
+        logging.getLogger(__name__).warning(said, ", ".join(found))
 
 
 def _request(options: argparse.Namespace) -> JobRequest:
@@ -55,6 +81,7 @@ def _request(options: argparse.Namespace) -> JobRequest:
 
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     check_command(words)
+    _check_order(words)
     inner = parse_arguments(words)
     cluster = load_cluster(options.cluster, changes=options.set)
     return job_request(words, inner, cluster=cluster, name=options.name, dependency=options.dependency,

@@ -15,6 +15,11 @@ from nemo_axpo.config.messages import did_you_mean
 from nemo_axpo.config.schema import Count, Section
 from nemo_axpo.errors import ConfigError, rule_message
 
+_CURES = {
+    "time_limit": 'write it in quotes, as YAML counts 4:00:00 in seconds: "04:00:00", or "1-00:00:00" for a day',
+    **{key: f"write a list: {key}: [one, two]" for key in ("mounts", "setup", "srun_args", "container_args")},
+    "env": 'values are text: {NAME: "1"}',
+}
 _TIME = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
 
 
@@ -96,7 +101,9 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         cure = did_you_mean(key, ClusterConfig.model_fields) or f"known: {', '.join(ClusterConfig.model_fields)}"
         return rule_message(f"unknown key {key} of a cluster", got=repr(problem["input"]), cure=cure)
-    return rule_message(f"cluster {key}: {problem['msg']}", got=repr(problem["input"]), cure="see launcher/cluster.py")
+    rule = f"{key} of a cluster: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    cure = _CURES.get(key.partition(".")[0], f"nemo-axpo keys --cluster {key}")
+    return rule_message(rule, got=repr(problem["input"]), cure=cure)
 
 
 def _check_mounts(cluster: ClusterConfig) -> None:

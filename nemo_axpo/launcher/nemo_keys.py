@@ -58,6 +58,7 @@ def load_nemo_run(path: str | Path, *, overrides: Sequence[str] = (), base_resul
     interpolations that do not resolve.
     """
     register_resolvers()
+    _check_is_stage(Path(path))
     try:
         stage = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
         whole = OmegaConf.create({"base_results_dir": base_results_dir, "axpo": stage})
@@ -66,6 +67,17 @@ def load_nemo_run(path: str | Path, *, overrides: Sequence[str] = (), base_resul
         cure = "correct the key it names"
         raise ConfigError(rule_message(f"{path} must be a stage that resolves", got=error, cure=cure)) from None
     return run_from_nemo(values)
+
+
+def _check_is_stage(path: Path) -> None:
+    """ConfigError for a file that is not there, and for a recipe of our own."""
+    if not path.is_file():
+        shipped = config_directory() / "axpo" / "qwen3_vl"
+        known = ", ".join(sorted(file.name for file in shipped.glob("*.yaml")))
+        raise ConfigError(rule_message("a stage is a YAML file", got=path, cure=f"in {shipped} there are {known}"))
+    if "defaults" in OmegaConf.load(path):
+        cure = "give it as --config-name, relative to conf and without .yaml"
+        raise ConfigError(rule_message("a stage in NeMo's keys has no defaults list", got=f"{path}, a recipe", cure=cure))
 
 
 def run_from_nemo(stage: Mapping[str, Any]) -> NemoRun:

@@ -18,6 +18,7 @@ from typing import Any
 
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import rule_message
+from nemo_axpo.launcher.inputs import missing_inputs
 
 VERSIONS = ("nemo-axpo", "torch", "megatron-core", "transformers", "transformer-engine", "nemo-aligner")
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,13 +44,21 @@ class Ranks:
     world_size: int = 1
     address: str = "127.0.0.1"
     port: int = 29_500
+    has_store: bool = False
+    """torchrun keeps a store at this address; otherwise the first rank does."""
+
+    @property
+    def is_host(self) -> bool:
+        """Whether this rank keeps the store."""
+        return self.rank == 0 and not self.has_store
 
     @classmethod
     def from_environment(cls) -> Ranks:
         """One rank where nothing is set."""
         read = os.environ.get
         return cls(int(read("RANK", "0")), int(read("LOCAL_RANK", "0")), int(read("WORLD_SIZE", "1")),
-                   read("MASTER_ADDR", "127.0.0.1"), int(read("MASTER_PORT", "29500")))  # fmt: skip
+                   read("MASTER_ADDR", "127.0.0.1"), int(read("MASTER_PORT", "29500")),
+                   read("TORCHELASTIC_USE_AGENT_STORE") == "True")  # fmt: skip
 
 
 def run_preflight(config: Config, *, run_dir: Path, ranks: Ranks, timeout_s: float = 300.0) -> list[str]:
@@ -63,7 +72,7 @@ def run_preflight(config: Config, *, run_dir: Path, ranks: Ranks, timeout_s: flo
     import torch.distributed as dist
 
     timeout = datetime.timedelta(seconds=timeout_s)
-    store = dist.TCPStore(ranks.address, ranks.port, ranks.world_size, is_master=ranks.rank == 0, timeout=timeout)
+    store = dist.TCPStore(ranks.address, ranks.port, ranks.world_size, is_master=ranks.is_host, timeout=timeout)
     with _mark(run_dir, ranks=ranks, store=store) as mark:
         problems += mark_problems(run_dir, mark=mark)
         store.set(f"report/{ranks.rank}", json.dumps(asdict(_report(ranks, problems))))
@@ -153,7 +162,7 @@ def _gpu_problems(ranks: Ranks) -> Iterator[str]:
     if count <= ranks.local_rank:
         rule = "every rank of a node has a GPU of its own"
         cure = "ask for more GPUs, check the container's runtime, or let no binding hide them (srun_args: [--gpu-bind=none])"
-        yield rule_message(rule, got=f"local rank {ranks.local_rank} and {count} visible GPUs", cure=cure)
+        yield rule_message(rule, got=f"{count} visible", cure=cure)
     elif not torch.cuda.is_bf16_supported(including_emulation=False):
         yield rule_message(
             "bf16 needs a GPU of compute capability 8.0", got=torch.cuda.get_device_name(), cure="use one"
@@ -172,10 +181,11 @@ def _shared_memory_problems(config: Config) -> Iterator[str]:
 
 
 def path_problems(config: Config, *, run_dir: Path) -> Iterator[str]:
-    """Mounts that are not there: the model, and a place for results that can be written."""
+    """Mounts that are not there: the model, the data, and a place for results that can be written."""
     model = config.model.path
     if model is not None and not (Path(model) / "config.json").is_file():
         yield rule_message("model.path is mounted on every node", got=model, cure="add its directory to mounts")
+    yield from missing_inputs(config)
     existing = _existing(run_dir)
     if existing is None or not os.access(existing, os.W_OK):
         yield rule_message("the run directory can be written", got=run_dir, cure="mount its directory, writable")

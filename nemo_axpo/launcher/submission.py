@@ -11,6 +11,7 @@ from nemo_axpo.config.checks import config_problems
 from nemo_axpo.config.schema import Config
 from nemo_axpo.engines.names import SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
+from nemo_axpo.eval.benchmarks.definition import data_path, load_benchmarks
 from nemo_axpo.launcher.cluster import ClusterConfig
 from nemo_axpo.launcher.job_request import COMMANDS, PLAIN, RESUMED, JobRequest
 from nemo_axpo.launcher.slurm_queue import queue_script
@@ -34,6 +35,7 @@ def job_request(
         run_dir = start / options.output
         return JobRequest(name or run_dir.name, tuple(words), Config(), cluster, str(run_dir), dependency=dependency)
     config = composed_config(options, settings=_settings(command, options))
+    _check_benchmarks(options)
     problems = list(_config_problems(config, cluster=cluster))
     if problems:
         raise ConfigError("\n".join(problems))
@@ -47,6 +49,15 @@ def job_request(
         dependency=dependency,
         settings=tuple(_config_words(options, config=config)),
     )
+
+
+def _check_benchmarks(options: argparse.Namespace) -> None:
+    """ConfigError for a benchmark that is not known, or has no data."""
+    words = getattr(options, "benchmark", None) or ()
+    # A file of one's own may lie where only the job sees it.
+    known = [word for word in words if not word.partition("=")[0].endswith((".yaml", ".yml"))]
+    for benchmark in load_benchmarks(known):
+        data_path(benchmark)
 
 
 def check_command(words: Sequence[str]) -> None:

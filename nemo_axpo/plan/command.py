@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +14,8 @@ from nemo_axpo.models.qwen3_vl.loading import load_hf_config
 from nemo_axpo.plan import published
 from nemo_axpo.plan.checks import layout_problems_of, memory_problems, warnings_of
 from nemo_axpo.plan.plan import Machine, PlanRequest, make_plan
-from nemo_axpo.plan.render import plan_values, print_plan
+from nemo_axpo.plan.render import plan_values, print_plan, print_servers
+from nemo_axpo.plan.servers import server_memory, server_problems
 from nemo_axpo.plan.sizes import model_sizes
 
 GPU_MEMORY_GIB = {"a100-40gb": 40.0, "a100": 80.0, "h100": 79.6, "h200": 140.4}
@@ -46,12 +48,38 @@ def run_plan(
         raise ConfigError("\n".join(problems))
 
 
+def run_evaluation_plan(
+    config: Config, *, machine: Machine, model_size: str | None = None, as_json: bool = False
+) -> None:
+    """Prints the generation servers of an evaluation, which trains nothing; ConfigError where they do not fit."""
+    _check_assumptions(machine, image_share=0.0)
+    sizes = model_sizes(planned_model(config, model_size=model_size))
+    memory = server_memory(config, sizes=sizes, gpu_memory_gib=machine.gpu_memory_gib)
+    if memory is None:
+        rule, cure = "the plan of an evaluation is that of its servers", "use one of recipes/eval_*, or set job.servers"
+        raise ConfigError(rule_message(rule, got="a config whose job starts none", cure=cure))
+    problems = list(server_problems(config, memory, gpus_per_node=machine.gpus_per_node))
+    if as_json:
+        values = {"fits": not problems, "problems": problems, "servers": {**asdict(memory), "rows": memory.rows}}
+        print(json.dumps(values, indent=2))
+    else:
+        print_servers(memory, problems=problems, console=Console())
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def planned_model(config: Config, *, model_size: str | None) -> Any:
-    """Configuration of a published size, of the checkpoint ``model.path``, or of the embedded world's tiny model."""
+    """Configuration of a published size, of the checkpoint ``model.path``, or of the embedded world's tiny model.
+
+    ConfigError for a job on GPUs that names none: the tiny model is for CPUs.
+    """
     if model_size is not None:
         return published.published_config(model_size)
     if config.model.path is not None:
         return load_hf_config(config.model.path)
+    if config.device == "cuda" or config.job.servers.per_node:
+        cure = f"--model-size {'|'.join(published.SIZES)}, or model.path=DIR"
+        raise ConfigError(rule_message("the plan of a job on GPUs needs its model", got="model.path: null", cure=cure))
     from nemo_axpo.models.qwen3_vl.tiny import tiny_config
     from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
 

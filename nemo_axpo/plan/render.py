@@ -69,10 +69,17 @@ def print_plan(
         console.print("The job fits.", style="green")
 
 
+def print_servers(servers: ServerMemory, *, problems: Sequence[str], console: Console) -> None:
+    """The servers alone, of a job that trains nothing; the problems are the caller's error."""
+    console.print(_server_table(servers))
+    if not problems:
+        console.print("The job fits.", style="green")
+
+
 def _print_layout(layout: JobLayout, *, console: Console) -> None:
     parts = (layout.tensor_parallel, layout.pipeline_parallel, layout.data_parallel)
     console.print(
-        f"{layout.world_size} ranks = TP {parts[0]} × PP {parts[1]} × DP {parts[2]}, "
+        f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''} = TP {parts[0]} × PP {parts[1]} × DP {parts[2]}, "
         f"{layout.num_nodes} node{'s' if layout.num_nodes > 1 else ''} of {layout.gpus_per_node} GPUs",
         style="bold",
         highlight=False,

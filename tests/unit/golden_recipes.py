@@ -21,6 +21,10 @@ def recipe_names() -> list[str]:
     return sorted(f"{RECIPES}/{path.stem}" for path in (config_directory() / RECIPES).glob("*.yaml"))
 
 
+BENCHMARKS = [word for name in ("vstar", "visual_probe_hard") for word in ("--benchmark", f"{name}=/lustre/data/{name}")]
+"""Where the data of those lie whose rows name image files."""
+
+
 def golden_text(name: str) -> str:
     """Keys in which the composed recipe differs from the schema's defaults, a line each: ``key: default -> value``."""
     return "".join(f"{line}\n" for line in changed_keys(Config(), load_config(config_name=name)))
@@ -35,7 +39,7 @@ def sbatch_text_of(name: str) -> str:
     command = "sft" if name.startswith(f"{RECIPES}/sft") else "train"
     words = ["--dry-run", "--set", "mounts=[/lustre]", "--set", "account=account", "--set", "partition=batch", "--"]
     if name.startswith(f"{RECIPES}/eval"):
-        words += ["eval", "--checkpoint", "/lustre/models/policy", "--benchmark", "all", "--config-name", name]
+        words += ["eval", "--checkpoint", "/lustre/models/policy", "--benchmark", "all", *BENCHMARKS, "--config-name", name]
     else:
         words += [command, "--config-name", name, "model.path=/lustre/models/policy"]
     printed = io.StringIO()

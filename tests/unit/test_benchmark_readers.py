@@ -51,6 +51,12 @@ def test_the_paper_s_nine_are_there():
     assert [benchmark.name for benchmark in load_benchmarks(["all"])] == [*PAPER_BENCHMARKS]
 
 
+def test_all_leaves_out_what_another_word_names(tmp_path):
+    found = {benchmark.name: benchmark.path for benchmark in load_benchmarks(["all", f"vstar={tmp_path}"])}
+    assert sorted(found) == sorted(PAPER_BENCHMARKS)
+    assert found["vstar"] == str(tmp_path / "test_questions.jsonl") and found["mathvision"] is None
+
+
 def test_mathvision(read):
     line = "If the question has options, answer with the letter of the right one."
     assert read("mathvision") == [

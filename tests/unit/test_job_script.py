@@ -18,6 +18,7 @@ from nemo_axpo.launcher.slurm_queue import environment_of_jobs
 
 ALONE = ("--set", "image=null", "--set", "workdir=/")
 RECIPE = ("--config-name", "recipes/axpo_8b", "model.path=/lustre/sft")
+EVAL = ("--config-name", "recipes/eval_8b", "--checkpoint", "/lustre/sft", "--output-dir", "/lustre/e")
 ONE_RANK = ("train", "job.num_nodes=1", "job.gpus_per_node=1", "model.path=/m")
 
 SRUN = """#!{python}
@@ -133,7 +134,7 @@ def test_lines_of_the_site_may_read_variables_that_are_not_set(capsys, tmp_path)
 
 
 def test_an_evaluation_that_the_signal_ended_is_queued_again_and_one_that_failed_is_not(capsys, tmp_path):
-    words = ["eval", "job.num_nodes=1", "job.gpus_per_node=1", "--checkpoint", "/m", "--benchmark", "all"]
+    words = ["eval", "job.num_nodes=1", "job.gpus_per_node=1", "--checkpoint", "/m", "--benchmark", "mathvision"]
     text = dry_run(capsys, *ALONE, "--", *words, "--output-dir", "/runs/x")
     cluster = Cluster(tmp_path, text, trainer="dies of it")
     cluster.wait_until_running()
@@ -238,7 +239,12 @@ def test_a_stage_of_nemo_resumes_itself(capsys):
         (["--", "train", *RECIPE, "actor.tensor_parallel=3"], "must be a multiple of"),
         (["--", "train", *RECIPE, "job.tool_servers.num_nodes=2"], "tool servers run on the nodes"),
         (["--set", "patition=x", "--", "train", *RECIPE], "did you mean partition?"),
-        (["--set", "time_limit=4h", "--", "train", *RECIPE], "cluster time_limit"),
+        (["--set", "time_limit=4h", "--", "train", *RECIPE], "time_limit of a cluster"),
+        (["--set", "time_limit=4:00:00", "--", "train", *RECIPE], 'got 14400: write it in quotes'),
+        (["--set", "mounts=/lustre", "--", "train", *RECIPE], "write a list: mounts: [one, two]"),
+        (["--", "train", *RECIPE, "--dry-run"], "options of submit stand before the command; got --dry-run"),
+        (["--", "eval", *EVAL, "--benchmark", "vtar"], "vtar"),
+        (["--", "eval", *EVAL, "--benchmark", "all"], "benchmark vstar needs a copy of its data set"),
         (["--set", "mounts=[/a:/b]", "--", "train", *RECIPE], "the same absolute path on both sides"),
         (["--set", "mounts=[/models]", "--", "train", *RECIPE], "the run directory lies in a mount of the container"),
         (["--set", "mounts=[/models]", "--", "table", "/models/e", "--output", "/results/t"], "got /results/t, and mounts"),
@@ -249,6 +255,16 @@ def test_a_stage_of_nemo_resumes_itself(capsys):
 )
 def test_refused_before_it_waits(capsys, words, expected):
     assert expected in message_of(capsys, *words)
+
+
+def test_what_is_read_outside_the_mounts_is_said(capsys):
+    words = ["--set", "mounts=[/lustre]", "--", "train", *RECIPE, "--output-dir", "/lustre/x"]
+    assert main(["submit", "--dry-run", *words]) == 0
+    said = capsys.readouterr().err
+    assert "in no mount of the container (mounts, workdir): data.files[0].path=datasets/ViRL39K" in said
+    assert "model.path" not in said
+    assert main(["submit", "--dry-run", "--set", "workdir=/lustre/nemo_axpo", *words]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_without_sbatch_the_script_is_written_and_said(capsys, tmp_path, monkeypatch):

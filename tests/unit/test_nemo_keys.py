@@ -28,6 +28,14 @@ def message_of(*overrides):
     return str(caught.value)
 
 
+def test_a_file_that_is_no_stage_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="there are 2b.yaml, 32b.yaml, 4b.yaml, 8b.yaml"):
+        load_nemo_run(tmp_path / "9b.yaml")
+    (tmp_path / "mine.yaml").write_text("defaults: [_self_]\n")
+    with pytest.raises(ConfigError, match="mine.yaml, a recipe: give it as --config-name"):
+        load_nemo_run(tmp_path / "mine.yaml")
+
+
 def test_there_is_a_stage_for_every_size():
     assert sorted(path.stem for path in STAGES.iterdir()) == sorted(SIZES)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -101,9 +102,20 @@ def test_mounts_that_are_not_there(tmp_path):
     assert list(path_problems(config, run_dir=tmp_path / "a" / "b")) == []
 
 
+def test_data_that_are_not_there(tmp_path):
+    (tmp_path / "config.json").touch()
+    (tmp_path / "a.parquet").touch()
+    there, absent = str(tmp_path / "*.parquet"), str(tmp_path / "images")
+    words = ["data=files", f"model.path={tmp_path}", f"data.files=[{{path: {there}, image_root: {absent}}}, {{path: org/set}}]"]
+    (said,) = path_problems(load_config(words), run_dir=tmp_path / "run")
+    assert said.startswith(f"data.files[0].image_root can be read on every node; got {absent}: add its directory to mounts")
+    (said,) = path_problems(load_config([f"model.path={tmp_path}", "sft.trajectories=[out/distill]"]), run_dir=tmp_path)
+    assert f"sft.trajectories[0] can be read on every node; got out/distill, below {Path.cwd()}" in said
+
+
 def test_this_machine_alone(tmp_path, capsys):
     assert main(["preflight", "--run-dir", str(tmp_path)]) == 0
-    assert "1 ranks, all well: " in capsys.readouterr().out
+    assert "1 rank, all well: " in capsys.readouterr().out
     assert main(["preflight", "device=cuda", "--run-dir", str(tmp_path)]) == 2
     assert "every rank of a node has a GPU of its own" in capsys.readouterr().err
 

@@ -60,6 +60,30 @@ def test_the_tiny_model_needs_no_checkpoint(capsys):
     assert "MiB" in capsys.readouterr().out
 
 
+def test_a_job_on_gpus_is_not_planned_with_the_tiny_model(capsys):
+    assert main(["plan", "--config-name", "recipes/axpo_8b"]) == 2
+    assert "needs its model; got model.path: null: --model-size 2b|4b|8b|32b" in capsys.readouterr().err
+
+
+def test_the_stage_is_that_of_the_recipes_name(capsys):
+    assert main(["plan", "--config-name", "recipes/sft_2b", "--model-size", "2b"]) == 0
+    assert "rollouts" not in capsys.readouterr().out
+    assert main(["plan", "--config-name", "recipes/eval_8b", "--model-size", "8b"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 × 1" in printed and "The job fits." in printed and "gradients" not in printed
+
+
+def test_an_evaluation_is_planned_by_its_servers(capsys):
+    words = ["plan", "--config-name", "recipes/eval_32b", "--model-size", "32b", "--json"]
+    assert main(words) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["fits"] and (values["servers"]["count"], values["servers"]["gpus_each"]) == (4, 2)
+    assert main([*words, "job.servers.gpus_each=1"]) == 2
+    assert "62.1 GiB of weights a GPU" in capsys.readouterr().err
+    assert main(["plan", "--stage", "eval"]) == 2
+    assert "use one of recipes/eval_*" in capsys.readouterr().err
+
+
 def test_gpus_by_name_and_by_size():
     assert (gpu_memory_gib("H200"), gpu_memory_gib("h100"), gpu_memory_gib("24")) == (140.4, 79.6, 24.0)
     for wrong in ("h900", "-1", "nan", "inf"):

@@ -75,11 +75,14 @@ class Benchmark(BaseModel):
 
 
 def load_benchmarks(words: list[str]) -> list[Benchmark]:
-    """Benchmarks by name, ``all``, or path of a YAML file; ``=PATH`` behind a word says where its data are.
+    """Benchmarks by name, ``all``, or path of a YAML file; ``=PATH`` behind a word says where its data are. ``all`` stands for
+    those of the nine that no other word names: ``all vstar=DIR``.
 
     ConfigError for a word that names none, for a file that does not fit, and for two benchmarks of one name.
     """
-    benchmarks = [_load_word(part) for word in words for part in (PAPER_BENCHMARKS if word == ALL else (word,))]
+    named = {word.partition("=")[0] for word in words}
+    others = [name for name in PAPER_BENCHMARKS if name not in named]
+    benchmarks = [_load_word(part) for word in words for part in (others if word == ALL else (word,))]
     names = [benchmark.name for benchmark in benchmarks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
