@@ -35,6 +35,7 @@ def address_lines(request: JobRequest) -> str:
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 join() { local IFS=,; echo "$*"; }
 # Nodes ask each other, not the proxy of the world outside.
+no_proxy=${no_proxy:-${NO_PROXY:-}}
 no_proxy=$(join ${no_proxy:+"$no_proxy"} "${nodes[@]}")
 export no_proxy NO_PROXY=$no_proxy
 # The port lies below those that the kernel hands out.

@@ -133,6 +133,16 @@ def test_lines_of_the_site_may_read_variables_that_are_not_set(capsys, tmp_path)
     assert Cluster(tmp_path, text, trainer="ends").finish()[0] == 0
 
 
+@pytest.mark.parametrize(("before", "expected"), [({}, "localhost"), ({"NO_PROXY": "judge.site"}, "judge.site,localhost")])
+def test_nodes_are_asked_without_the_proxy(script, tmp_path, monkeypatch, before, expected):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    said = script.replace("exec nemo-axpo train", "exec nemo-axpo $no_proxy $NO_PROXY")
+    assert f"nemo-axpo {expected} {expected} " in Cluster(tmp_path, said, trainer="ends").finish()[1]
+
+
 def test_an_evaluation_that_the_signal_ended_is_queued_again_and_one_that_failed_is_not(capsys, tmp_path):
     words = ["eval", "job.num_nodes=1", "job.gpus_per_node=1", "--checkpoint", "/m", "--benchmark", "mathvision"]
     text = dry_run(capsys, *ALONE, "--", *words, "--output-dir", "/runs/x")
