@@ -99,7 +99,23 @@ def _create_moments(optimizer: Any) -> None:
     if optimizer.init_state_fn is not None:
         optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
     elif not optimizer.optimizer.state:
-        optimizer.optimizer.dummy_step()  # Adam on the host, not yet run on a GPU
+        _take_empty_step(optimizer.optimizer)
+
+
+def _take_empty_step(adam: Any) -> None:
+    """Has megatron's Adam on the host make its state; weights stay as they are. Not yet run on a GPU.
+
+    Its ``dummy_step`` follows random gradients: here at rate 0, and what it has counted is forgotten.
+    """
+    rates = [group["lr"] for group in adam.param_groups]
+    for group in adam.param_groups:
+        group["lr"] = 0.0
+    adam.dummy_step()
+    for group, rate in zip(adam.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for moments in adam.state.values():
+        for name in (*_MOMENTS, "step"):
+            moments[name].zero_()
 
 
 def _parameters(model: Any) -> dict[str, Sharded]:
