@@ -58,7 +58,9 @@ def main() -> None:
     adopt_slurm_ranks()
     allow_open_files()
     register_resolvers()
-    hydra_runner(config_path="conf", config_name="qwen3_vl_axpo_actor")(train)()
+    # Absolute, so that it is found whether this file is run or imported (registry).
+    conf = str(Path(__file__).resolve().parent / "conf")
+    hydra_runner(config_path=conf, config_name="qwen3_vl_axpo_actor")(train)()
 
 
 if __name__ == "__main__":
