@@ -17,7 +17,7 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     """Adds ``submit`` and its options."""
     parser = subparsers.add_parser(
         "submit",
-        help="queue a command on a Slurm cluster",
+        help="queue a command on a Slurm cluster, or write it for Kubernetes",
         description="Writes the job script of a nemo-axpo command (trainer, generation servers, tool servers) and gives it to "
         "sbatch; prints the job's number.",
         epilog="example: nemo-axpo submit --cluster mine.yaml -- train --config-name recipes/axpo_8b model.path=/models/sft_8b",
@@ -39,9 +39,10 @@ def add(subparsers: argparse._SubParsersAction) -> None:
 def _run(options: argparse.Namespace) -> None:
     request = _request(options)
     if options.kubernetes is not None:
-        from nemo_axpo.launcher.kubernetes import load_kubernetes, manifest
+        from nemo_axpo.launcher.kubernetes import manifest
+        from nemo_axpo.launcher.kubernetes_cluster import load_kubernetes
 
-        print(manifest(request, load_kubernetes(options.kubernetes)), end="")
+        print(manifest(request, load_kubernetes(options.kubernetes, changes=options.set)), end="")
         return
     from nemo_axpo.launcher.job_script import sbatch_text
     from nemo_axpo.launcher.submission import check_place, submit
@@ -74,15 +75,25 @@ def _warn_of_inputs(request: JobRequest) -> None:
         logging.getLogger(__name__).warning(said, ", ".join(found))
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """ConfigError for a wait that only Slurm can do."""
+    from nemo_axpo.errors import ConfigError, rule_message
+
+    if options.kubernetes is not None and options.dependency is not None:
+        cure = "apply the second manifest when the first job has succeeded: kubectl wait pytorchjob/NAME"
+        raise ConfigError(rule_message("Kubernetes starts jobs at once", got=f"--dependency {options.dependency}", cure=cure))
+
+
 def _request(options: argparse.Namespace) -> JobRequest:
     from nemo_axpo.cli import parse_arguments
     from nemo_axpo.launcher.cluster import load_cluster
     from nemo_axpo.launcher.submission import check_command, job_request
 
+    _check_options(options)
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     check_command(words)
     _check_order(words)
     inner = parse_arguments(words)
-    cluster = load_cluster(options.cluster, changes=options.set)
+    cluster = load_cluster(options.cluster, changes=options.set if options.kubernetes is None else ())
     return job_request(words, inner, cluster=cluster, name=options.name, dependency=options.dependency,
                        start=Path(cluster.workdir))  # fmt: skip

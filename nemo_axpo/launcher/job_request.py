@@ -49,7 +49,8 @@ class JobRequest:
 
     @property
     def has_servers(self) -> bool:
-        return self.config.job.servers.per_node > 0
+        """Whether it starts generation servers: not where the config names running ones."""
+        return self.config.job.servers.per_node > 0 and not self.config.engine.servers
 
     @property
     def num_server_nodes(self) -> int:

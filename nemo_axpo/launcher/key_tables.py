@@ -124,6 +124,10 @@ REFUSED_SECTIONS: dict[str, str] = {
 """By a section of NeMo's that has no meaning here, why."""
 
 WITHOUT_EFFECT: dict[str, str] = {
+    "data_dir": "of the launcher, which writes it into a stage's file on Kubernetes",
+    "cluster_type": "of the launcher, which writes it into a stage's file on Kubernetes",
+    "launcher_scripts_path": "of the launcher, which writes it into a stage's file on Kubernetes",
+    "data_config": "of the launcher, which writes it into a stage's file on Kubernetes",
     "name": "names the job",
     "run.name": "names the job",
     "run.results_dir": "of the launcher; the run directory is exp_manager.explicit_log_dir",

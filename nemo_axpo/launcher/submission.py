@@ -138,19 +138,22 @@ def _config_problems(config: Config, *, cluster: ClusterConfig) -> Iterator[str]
     if config.model.path is None:
         cure = "model.path=DIR, on a file system of all nodes"
         yield rule_message("a queued job names its model", got="model.path: null", cure=cure)
-    yield from _server_problems(config)
+    yield from server_problems(config)
     yield from _node_problems(config, cluster=cluster)
 
 
-def _server_problems(config: Config) -> Iterator[str]:
+def server_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the servers that a job would start: an engine without any, servers of another engine, more tool
+    servers than nodes to run them."""
     job = config.job
     if config.engine.name in SERVER_ENGINES and not config.engine.servers and not job.servers.per_node:
         rule = f"engine.name={config.engine.name} needs generation servers"
         yield rule_message(rule, got="none", cure="set job.servers.per_node, or name running ones")
-    if job.servers.per_node and config.engine.name != "vllm_server":
+    if job.servers.per_node and not config.engine.servers and config.engine.name != "vllm_server":
         cure = "set engine=vllm_server, or job.servers.per_node=0 and engine.servers"
         yield rule_message("a job starts servers of vLLM", got=f"engine.name={config.engine.name}", cure=cure)
-    if job.tool_servers.num_nodes > (job.servers.num_nodes or job.num_nodes or 1):
+    sampling = 0 if config.engine.servers else job.servers.num_nodes
+    if job.tool_servers.num_nodes > (sampling or job.num_nodes or 1):
         rule = "tool servers run on the nodes of generation servers"
         yield rule_message(rule, got=job.tool_servers.num_nodes, cure="lower job.tool_servers.num_nodes")
 

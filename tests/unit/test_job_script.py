@@ -223,6 +223,12 @@ def test_servers_share_the_nodes_of_small_trainers_and_have_their_own_beside_lar
     assert "#SBATCH --output=/opt/nemo_axpo/outputs/axpo_32b.%j.log" in apart
 
 
+def test_running_servers_are_used_as_they_are(capsys):
+    text = dry_run(capsys, "train", "--config-name", "recipes/axpo_8b", "model.path=/m", "engine.servers=[http://h:8000]")
+    assert "serve_node" not in text and "#SBATCH --nodes=1\n" in text
+    assert "engine.servers=[http://h:8000]" in text and "${urls[@]}" not in text
+
+
 def test_tool_servers_get_a_token_and_the_trainer_their_addresses(capsys):
     text = dry_run(capsys, "--", "train", *RECIPE, "job.tool_servers.num_nodes=1")
     assert " NEMO_AXPO_TOOL_TOKEN\n" in text and '"tools.servers={python:[$NEMO_AXPO_TOOL_SERVERS]}"' in text
