@@ -32,20 +32,25 @@ class NfsVolume(Section):
     """A directory of an NFS server, mounted under its own path."""
 
     server: str | None = None
+    """Host name or address."""
     path: str | None = None
+    """Exported directory."""
 
 
 class HostVolume(Section):
     """A directory that every node has, mounted under its own path."""
 
     path: str | None = None
+    """Absolute."""
     type: str = "Directory"
+    """As Kubernetes knows it: Directory must be there, DirectoryOrCreate need not."""
 
 
 class ClaimedVolume(Section):
     """A claim that exists."""
 
     claimName: str | None = None
+    """Of the pods' namespace."""
     subPath: str | None = None
     """Directory of the volume; null: its root."""
     mountPath: str | None = None
@@ -61,10 +66,12 @@ class Volumes(Section):
 
 
 class PodRequests(Section):
-    """What a pod is sure to get; null: nothing is asked for, and the node's other pods may take it."""
+    """What a pod is sure to get, besides its devices."""
 
     cpu: Text | None = None
+    """Cores; null: none are asked for, and other pods of the node may take them."""
     memory: Text | None = None
+    """As in 512Gi, ``/dev/shm`` included; null: none is asked for."""
 
 
 class KubernetesConfig(Section):
@@ -75,9 +82,11 @@ class KubernetesConfig(Section):
     server_container: str | None = None
     """Of generation servers; null: ``container``."""
     pull_secret: str | None = None
+    """Secret of the images' registry; null: it asks for none."""
     shm_size: str = "512Gi"
     """Upper bound of ``/dev/shm``, which lives in the node's memory."""
     volumes: Volumes = Volumes()
+    """Of models, data and results."""
     nfs_server: str | None = None
     """Older name of ``volumes.nfs.server``."""
     nfs_path: str | None = None
@@ -87,14 +96,17 @@ class KubernetesConfig(Section):
     ib_count: Number | tuple[Number, ...] = "8"
     """Adapters of a node, one number a resource; "0": none."""
     ib_network_annotation: str = ""
-    """Networks of the adapters, with commas (Multus)."""
+    """Networks of the adapters, with commas (Multus); empty: none."""
     server_ib_count: Number | tuple[Number, ...] | None = None
     """Adapters of a server's pod; null: the share of its GPUs, at least one."""
     dns_policy: str | None = None
+    """Of all pods; null: Kubernetes' default."""
     namespace: str | None = None
     """Null: the one that kubectl or helm is set to."""
     workdir: str = "/opt/nemo_axpo"
+    """Where commands run: the images' checkout, or one on a volume."""
     env_vars: Mapping[str, Text] = {}
+    """Environment of trainer and servers."""
     secrets: tuple[str, ...] = ()
     """Names of Secrets whose entries become the trainer's environment: WANDB_API_KEY, TAVILY_API_KEY."""
     seccomp_profile: str | None = None
@@ -103,7 +115,9 @@ class KubernetesConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often a trainer that failed goes on from its last checkpoint before the job counts as failed."""
     trainer_requests: PodRequests = PodRequests()
+    """Of each of the trainer's pods."""
     server_requests: PodRequests = PodRequests()
+    """Of each server's pod."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> KubernetesConfig:

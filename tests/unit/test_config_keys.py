@@ -12,6 +12,7 @@ from nemo_axpo.config.key_list import matching, section_docs
 from nemo_axpo.config.messages import config_fields, sections_of
 from nemo_axpo.config.schema import Config
 from nemo_axpo.launcher.cluster import ClusterConfig
+from nemo_axpo.launcher.kubernetes_cluster import KubernetesConfig
 from nemo_axpo.launcher.nemo_key_list import nemo_key_docs
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ def leaves(values, prefix=""):
         yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
 
 
-@pytest.mark.parametrize("model", [Config, ClusterConfig])
+@pytest.mark.parametrize("model", [Config, ClusterConfig, KubernetesConfig])
 def test_every_key_says_what_it_means(model):
     sections = section_docs(model)
     assert [section.name for section in sections if not section.meaning] == []
@@ -83,6 +84,7 @@ def test_the_command_prints_them(capsys):
     said = capsys.readouterr().out
     assert "actor: How the policy is trained.\n  actor.micro_batch_tokens = 32768  (integer ≥ 1)\n" in said
     assert main(["keys", "--cluster", "signal"]) == 0 and "signal_before_s = 900" in capsys.readouterr().out
+    assert main(["keys", "--kubernetes", "shm"]) == 0 and "shm_size = 512Gi" in capsys.readouterr().out
     assert main(["keys", "--nemo", "restore_from"]) == 0 and "model.path" in capsys.readouterr().out
 
 
