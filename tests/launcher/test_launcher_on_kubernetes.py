@@ -157,7 +157,7 @@ def test_every_recipes_manifest_is_one_that_kubernetes_takes(capsys, recipe):
     command = ["sft" if recipe.startswith("sft") else "train"]
     words = ["--config-name", f"recipes/{recipe}", "--output-dir", f"/nfs/runs/{recipe}"]
     if recipe.startswith("eval"):
-        command = ["eval", "--checkpoint", "/nfs/policy", "--benchmark", "all"]
+        command = ["eval", "--checkpoint", "/nfs/policy", "--benchmark", "vstar=/nfs/vstar"]
     else:
         words.append("model.path=/nfs/policy")
     assert main(["submit", *cluster, "--", *command, *words]) == 0

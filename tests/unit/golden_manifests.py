@@ -44,7 +44,7 @@ def manifest_of(recipe: str) -> str:
     words = ["submit", "--kubernetes", "k8s", *NFS, "--name", recipe.replace("_", "-"), "--"]
     name = f"recipes/{recipe}"
     if recipe.startswith("eval"):
-        words += ["eval", "--checkpoint", "/nfs/policy", "--benchmark", "all", "--config-name", name]
+        words += ["eval", "--checkpoint", "/nfs/policy", "--benchmark", "vstar=/nfs/vstar", "--config-name", name]
     else:
         words += ["sft" if recipe.startswith("sft") else "train", "--config-name", name, "model.path=/nfs/policy"]
     printed = io.StringIO()
