@@ -30,7 +30,7 @@ _RELEASE = "<<.Release.Name>>"
 _EXPRESSION = re.compile(r"<<(.+?)>>")
 _VALUES_HEADER = """\
 # Values of templates/axpo.yaml, in the key names of the launcher's conf/cluster/k8s.yaml and of nemo_axpo's
-# launcher/kubernetes_cluster.py. Another value takes effect with helm; a further key needs the launcher again.
+# launcher/kubernetes_cluster.py. Another value here takes effect with helm; a further key needs the launcher again.
 """
 
 

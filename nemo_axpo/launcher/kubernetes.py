@@ -149,10 +149,10 @@ def _trainer(job: KubernetesJob, cluster: KubernetesConfig) -> dict[str, Any]:
         container["volumeMounts"].append({"name": "config", "mountPath": CONFIG_DIRECTORY})
     if job.num_servers:
         pod["initContainers"] = [_waiting(job, cluster)]
-    # The operator counts restarts of all pods together, and one rank's failure ends them all.
+    # One rank's failure ends them all; the operator adds up the restarts of all pods, and this sum is the end of the job.
     policy = {"cleanPodPolicy": "Running"}
     if job.is_resumable:
-        policy["backoffLimit"] = cluster.max_restarts * job.num_nodes
+        policy["backoffLimit"] = cluster.max_restarts * job.num_nodes + 1
     worker = {
         "replicas": job.num_nodes,
         "restartPolicy": "OnFailure" if job.is_resumable else "Never",

@@ -70,8 +70,8 @@ def test_a_failed_trainer_goes_on_a_few_times(capsys):
     worker = worker_of(found)
     assert worker["restartPolicy"] == "OnFailure" and "restartPolicy" not in worker["template"]["spec"]
     assert "--resume" in worker["template"]["spec"]["containers"][0]["command"]
-    # The operator adds up the restarts of all pods, and all four fail together.
-    assert found["PyTorchJob"]["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "backoffLimit": 8}
+    # The operator adds up the restarts of all pods, and all four fail together: 8 are two failures, the ninth is the third.
+    assert found["PyTorchJob"]["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "backoffLimit": 9}
 
 
 def test_keys_reach_the_trainer_alone_and_no_pod_the_cluster_api(capsys):
