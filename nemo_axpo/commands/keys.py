@@ -23,7 +23,6 @@ def add(subparsers: argparse._SubParsersAction) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--cluster", action="store_true", help="of the file of `nemo-axpo submit --cluster`")
     kind.add_argument("--kubernetes", action="store_true", help="of the file of `nemo-axpo submit --kubernetes`")
-    kind.add_argument("--kubernetes", action="store_true", help="of the file of `nemo-axpo submit --kubernetes`")
     kind.add_argument("--nemo", action="store_true", help="NeMo's keys and what each is here, of `--nemo-config`")
     parser.set_defaults(run=_run)
 
@@ -50,10 +49,6 @@ def _sections(options: argparse.Namespace) -> Sequence[SectionDoc]:
         from nemo_axpo.launcher.cluster import ClusterConfig
 
         return section_docs(ClusterConfig)
-    if options.kubernetes:
-        from nemo_axpo.launcher.kubernetes_cluster import KubernetesConfig
-
-        return section_docs(KubernetesConfig)
     if options.kubernetes:
         from nemo_axpo.launcher.kubernetes_cluster import KubernetesConfig
 
