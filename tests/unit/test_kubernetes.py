@@ -147,6 +147,10 @@ def test_results_must_outlive_their_pod(capsys):
     assert "lies on a volume of the pods (/nfs2); got /nfs/run" in message
 
 
+def test_a_command_without_a_trainer_is_no_manifest(capsys):
+    assert "a manifest is of a job with a trainer; got table" in refusal(capsys, "table", "/nfs/runs", "--output", "/nfs/t")
+
+
 def test_there_is_no_queue_to_depend_on(capsys):
     words = ["submit", "--kubernetes", "k8s", *NFS, "--dependency", "afterok:1", "--", *TRAIN]
     assert main(words) == 2
