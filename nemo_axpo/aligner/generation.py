@@ -22,20 +22,20 @@ class AgentGeneration:
         self._parts = parts
         self._runner = asyncio.Runner()
         self._version: int | None = None
-        self._num_refits = 0
 
     def refit(self, model: Any) -> dict[str, float]:
         """Brings the policy of ``model``, its attribute ``actor``, to the engines; nothing where they hold it already.
 
-        Metrics of the transfer. After the first one the proof that engine and trainer agree runs as often as the config
-        says.
+        Metrics of the transfer. After the first one of this process the proof that engine and trainer agree runs as often as
+        the config says, counted over the whole run.
         """
         assert model.actor is self._parts.actor, "an engine samples the policy it was built for"
         if self._version == model.actor.policy_version:
             return {}
         sync = self._parts.weight_sync
-        metrics = self.generate(sync.after_update(self._num_refits - 1)) if self._num_refits else sync.push()
-        self._version, self._num_refits = model.actor.policy_version, self._num_refits + 1
+        num_steps = model.actor.policy_version // self._parts.config.actor.num_minibatches
+        metrics = sync.push() if self._version is None else self.generate(sync.after_update(num_steps - 1))
+        self._version = model.actor.policy_version
         return metrics
 
     def generate(self, work: Coroutine[Any, Any, Result]) -> Result:

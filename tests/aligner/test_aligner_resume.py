@@ -189,6 +189,15 @@ def test_the_loops_take_turns(study, train, whole, loops):
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_proofs_are_made_where_an_uninterrupted_run_makes_them(study, train):
+    """After every second step; the row of a step shows the transfer before it."""
+    whole = train(study / "proofs_whole", "engine.sync.proof_every=2")
+    run = train(study / "proofs", "engine.sync.proof_every=2", "train.num_steps=1")
+    train(run, "engine.sync.proof_every=2", resume=True)
+    for path in (whole, run):
+        assert [row["step"] for row in metrics(path) if "sync/proof" in row] == [3]
+
+
 def test_a_finished_run_that_is_started_again_is_evaluated_and_exported_again(study, train, whole):
     """As after a death between the last checkpoint and the export."""
     run = shutil.copytree(whole, study / "again")
