@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from nemo_axpo.checkpoints.store import CheckpointStore
 from nemo_axpo.config.load import load_saved_config
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import CheckpointError, RunDirectoryError, rule_message
+from nemo_axpo.hf_output import check_output, write_whole
 from nemo_axpo.models.qwen3_vl import loading
 from nemo_axpo.run_directory import RunDirectory, check_is_run
 
@@ -28,22 +27,14 @@ def export_checkpoint(run_dir: str | Path, *, output: str | Path, step: int | No
     run, output = RunDirectory(Path(run_dir)), Path(output).resolve()
     check_is_run(run.path)
     config = load_saved_config(run.config_path)
-    _check_output(output)
+    check_output(output)
     store = CheckpointStore(run.checkpoints_path)
     step = _chosen_step(step, store=store, run=run)
     source = _source(config)
-    _save_whole(_policy(config, store=store, step=step, source=source), output=output, source=source)
+    policy = _policy(config, store=store, step=step, source=source)
+    write_whole(policy, output=output, hf_config=loading.load_hf_config(source), source=source)
     print(f"exported the policy of {run.path} after step {step} to {output}")
     return output
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise RunDirectoryError(
-            rule_message(
-                "--output must be new or an empty directory", got=output, cure="remove it or choose another one"
-            )
-        )
 
 
 def _source(config: Config) -> Path:
@@ -80,12 +71,3 @@ def _policy(config: Config, *, store: CheckpointStore, step: int, source: Path) 
 
     hf_config = loading.load_hf_config(source)
     return saved_policy(store.read(step), hf_config=hf_config, dtype=DTYPES[config.actor.dtype])
-
-
-def _save_whole(named_tensors: Iterator[tuple[str, Tensor]], *, output: Path, source: Path) -> None:
-    """Writes beside ``output`` and renames into place, so that it is whole or absent."""
-    staging = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    hf_config = loading.load_hf_config(source)
-    loading.save_hf_checkpoint(staging, named_tensors, hf_config=hf_config, source=source)
-    os.rename(staging, output)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from nemo_axpo.actors import cpu_shim
 
@@ -34,10 +33,10 @@ from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSys
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_plan
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
-from nemo_axpo.checkpoints.manifest import Damaged, Manifest, describe
+from nemo_axpo.checkpoints.index_file import INDEX_FILE, read_index
+from nemo_axpo.checkpoints.manifest import Manifest, describe
 from nemo_axpo.checkpoints.ranks import Ranks
 from nemo_axpo.errors import CheckpointError, rule_message
 
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 WRITE_ERRORS = (OSError, RuntimeError)
 """A full or failing disk; torch.save reports it as either."""
 _SAME_CONFIG = "resume with the configuration that wrote it"
-_METADATA_FILE, _COMMON_FILE, _FORMAT_FILE = ".metadata", "common.pt", "metadata.json"
+_COMMON_FILE, _FORMAT_FILE = "common.pt", "metadata.json"
 
 
 class ShardedSave:
@@ -116,7 +115,7 @@ class ShardedSave:
         self._writer.finish(self._metadata, results)
         torch.save({}, self._directory / _COMMON_FILE)
         save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
-        return describe(self._directory, (_METADATA_FILE, _COMMON_FILE, _FORMAT_FILE))
+        return describe(self._directory, (INDEX_FILE, _COMMON_FILE, _FORMAT_FILE))
 
 
 def _text(error: Exception) -> str:
@@ -131,9 +130,9 @@ def load_tensors(
 
     Verify the checksums of ``directory`` first. Where a sharded tensor has data, that is what the file is read into.
     CheckpointError on all ranks where names or shapes differ from what is stored; with ``is_part`` more may be stored.
-    :class:`Damaged` for an index that is not one.
+    :class:`~nemo_axpo.checkpoints.manifest.Damaged` for an index that is not one.
     """
-    check_index(directory)
+    read_index(directory)  # refuses one that is not an index; megatron reads it again below
     wanted = {part.key: tuple(part.global_shape) for sharded in tensors.values() for part in _parts(sharded)}
     _check_fit({name: shape for part in ranks.exchange(wanted) for name, shape in part.items()}, directory, is_part)
     with warnings.catch_warnings():
@@ -158,39 +157,6 @@ def _check_fit(wanted: Mapping[str, tuple[int, ...]], directory: Path, is_part: 
         if stored[name] != shape:
             rule = f"{name} must have shape {shape}"
             raise CheckpointError(rule_message(rule, got=f"{stored[name]} in {directory}", cure=_SAME_CONFIG))
-
-
-def check_index(directory: Path) -> None:
-    """:class:`Damaged` where ``.metadata`` is a pickle of anything but an index of tensors.
-
-    torch reads that file with pickle, which runs what it names; so it may name the classes of an index and no more.
-    """
-    path = directory / _METADATA_FILE
-    try:
-        with path.open("rb") as file:
-            index = _IndexUnpickler(file).load()
-    except (OSError, EOFError, pickle.UnpicklingError, ValueError, IndexError, KeyError) as error:
-        raise Damaged(f"{path} cannot be read ({error!r})") from None
-    if not isinstance(index, Metadata):
-        raise Damaged(f"{path} holds no index of tensors but {type(index).__name__}")
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    _ALLOWED: ClassVar = {
-        "torch.distributed.checkpoint.metadata": {
-            "Metadata", "TensorStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex",
-            "StorageMeta", "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.serialization": {"_get_layout"},
-        "torch": {"Size", "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "uint8"},
-        "pathlib": {"PosixPath"},
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in self._ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
 
 
 class _TensorWriter(FileSystemWriterAsync):

@@ -16,6 +16,7 @@ from nemo_axpo.algorithms.base import get_algorithm
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
+from nemo_axpo.importing.location import cure_of
 from nemo_axpo.rewards.build import key_problems
 from nemo_axpo.tools.build import check_options
 from nemo_axpo.tools.search.build import search_key_problems, search_problems
@@ -55,13 +56,11 @@ def check_model_path(config: Config) -> None:
     """ConfigError unless ``model.path`` is an HF checkpoint directory: RL starts from a policy that can act."""
     path = config.model.path
     if path is None or not (Path(path) / "config.json").is_file():
-        raise ConfigError(
-            rule_message(
-                "model.path must be a Hugging Face checkpoint directory (with config.json)",
-                got=path,
-                cure="run `nemo-axpo sft` first and give its checkpoint, or download a Qwen3-VL checkpoint",
-            )
-        )
+        other = cure_of(Path(path)) if path else None
+        cure = "run `nemo-axpo sft` first and give its checkpoint, or download a Qwen3-VL checkpoint"
+        got, cure = (f"{path}, {other[0]}", other[1]) if other else (path, cure)
+        rule = "model.path must be a Hugging Face checkpoint directory (with config.json)"
+        raise ConfigError(rule_message(rule, got=got, cure=cure))
 
 
 def check_benchmarks(config: Config) -> None:

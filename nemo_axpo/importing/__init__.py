@@ -1,0 +1,1 @@
+"""Checkpoints that Megatron-Bridge wrote, as Hugging Face checkpoints."""
