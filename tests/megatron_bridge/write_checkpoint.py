@@ -30,12 +30,11 @@ def write_checkpoint(
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     per_layer: bool = False,
-    pads_vocabulary: bool = False,
     dtype: str = "float32",
 ) -> None:
     """Runs one process per rank. ``per_layer``: layers are not stacked. RuntimeError with the output of a failed rank."""
     size = tensor_parallel * pipeline_parallel
-    flags = [*["--per-layer"] * per_layer, *["--pads-vocabulary"] * pads_vocabulary, "--dtype", dtype]
+    flags = [*["--per-layer"] * per_layer, "--dtype", dtype]
     layout = ["--tensor-parallel", str(tensor_parallel), "--pipeline-parallel", str(pipeline_parallel)]
     command = [sys.executable, __file__, str(source), str(output), *layout, *flags]
     with tempfile.TemporaryDirectory() as shared:
@@ -81,7 +80,6 @@ def _run_rank(options: argparse.Namespace) -> None:
     provider.pipeline_model_parallel_size = options.pipeline_parallel
     provider.params_dtype = provider.pipeline_dtype = getattr(torch, options.dtype)
     provider.hetereogenous_dist_checkpoint = options.per_layer  # megatron's spelling
-    provider.should_pad_vocab = options.pads_vocabulary
     provider.gradient_accumulation_fusion = provider.masked_softmax_fusion = False
     provider.finalize()
     model = provider.provide_distributed_model(
@@ -107,7 +105,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tensor-parallel", type=int, default=1)
     parser.add_argument("--pipeline-parallel", type=int, default=1)
     parser.add_argument("--per-layer", action="store_true")
-    parser.add_argument("--pads-vocabulary", action="store_true")
     parser.add_argument("--dtype", default="float32")
     return parser.parse_args()
 
@@ -123,6 +120,5 @@ if __name__ == "__main__":
             tensor_parallel=chosen.tensor_parallel,
             pipeline_parallel=chosen.pipeline_parallel,
             per_layer=chosen.per_layer,
-            pads_vocabulary=chosen.pads_vocabulary,
             dtype=chosen.dtype,
         )
