@@ -73,5 +73,13 @@ def _differences(found: Mapping[str, Any], expected: Mapping[str, Any], *, prefi
     """Keys that are there with another value; an absent or empty one says nothing."""
     for key, value in expected.items():
         got = found.get(key)
-        if got is not None and got != value:
+        if got is not None and got != value and not (isinstance(value, float) and _number(got) == value):
             yield f"{prefix}{key} {got} instead of {value}"
+
+
+def _number(value: Any) -> float | None:
+    """YAML 1.1 reads ``1e-06``, without a point, as text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

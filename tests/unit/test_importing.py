@@ -147,6 +147,14 @@ def test_what_is_not_exactly_the_model_is_refused(tmp_path, job, change, words):
     assert not arguments["output"].exists()
 
 
+def test_an_output_layer_beside_a_shared_embedding_is_refused(tmp_path):
+    tied = tiny_model(tiny_config(tied=True))
+    tensors = megatron_tensors(tied) | {"language_model.output_layer.weight": torch.zeros(96, 32)}
+    directory, files = write_torch_dist(tmp_path / "a", tensors), model_files(tmp_path / "files", tied)
+    with pytest.raises(CheckpointError, match=r"1 unknown \(language_model.output_layer.weight\)"):
+        import_checkpoint(directory, model_files=files, output=tmp_path / "hf")
+
+
 def test_fewer_rows_than_the_vocabulary_are_not_padding(tmp_path, job):
     _, tensors, arguments = job
     name = "language_model.embedding.word_embeddings.weight"
@@ -281,7 +289,9 @@ def test_a_run_config_of_another_model_is_refused(job, change, words):
 def test_a_run_config_that_agrees_passes_and_is_not_executed(tmp_path, job, untied):
     directory, _, arguments = job
     said = {"num_layers": 3, "num_query_groups": 2, "layernorm_epsilon": 1e-6, "vision_config": {"depth": 3}, "vocab_size": None}
-    (directory / "run_config.yaml").write_text(yaml.safe_dump({"model": said}))
+    text = yaml.safe_dump({"model": said}).replace("1.0e-06", "1e-06")
+    assert yaml.safe_load(text)["model"]["layernorm_epsilon"] == "1e-06"
+    (directory / "run_config.yaml").write_text(text)
     assert same_weights(import_checkpoint(directory, **arguments), untied)
     (directory / "run_config.yaml").write_text(f"model: !!python/object/apply:os.system ['touch {tmp_path}/executed']")
     with pytest.raises(CheckpointError, match="run_config.yaml must be the configuration"):

@@ -27,11 +27,9 @@ from torch import Tensor
 
 from nemo_axpo.errors import CheckpointError, rule_message
 from nemo_axpo.models.qwen3_vl.hf_mapping import VISION, Placement, Shape, TensorSource, placements
-from nemo_axpo.models.qwen3_vl.hf_model import is_tied
 from nemo_axpo.models.qwen3_vl.te_specs import fused_name
 
 LANGUAGE_MODEL, VISION_MODEL = "language_model.", "vision_model."
-_OUTPUT_LAYER = LANGUAGE_MODEL + "output_layer.weight"
 _STACKED = re.compile(r"(\bdecoder\.layers|\bdeepstack_merger_list)\.(\d+)\.")
 _NO_WEIGHTS = re.compile(r"(chained_\d+\.)?optimizer\.")
 """What a checkpoint of a training job holds beside the model."""
@@ -101,13 +99,13 @@ class StoredTensor:
 def locate(shapes: Mapping[str, Shape], *, hf_config: Any) -> list[StoredTensor]:
     """Where each parameter of ``hf_config`` lies among the tensors of a checkpoint, ``shapes``.
 
-    CheckpointError names tensors that are missing, misshapen or unknown. Those of an optimizer are left out, and the output
-    layer of a model that shares its embedding.
+    CheckpointError names tensors that are missing, misshapen or unknown: an output layer too, where config.json says that it is
+    the embedding. Those of an optimizer are left out.
     """
     found = {tensor.ways[0].names[0]: _find(tensor, shapes) for tensor in megatron_tensors(hf_config)}
     missing = [name for name, place in found.items() if place is None]
     places = [place for place in found.values() if place is not None]
-    known = {name for place in places for name in place.names} | ({_OUTPUT_LAYER} if is_tied(hf_config) else set())
+    known = {name for place in places for name in place.names}
     unknown = sorted(name for name in shapes.keys() - known if not _NO_WEIGHTS.match(name))
     if missing or unknown:
         raise CheckpointError(_coverage_message(missing, unknown))
