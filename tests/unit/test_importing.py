@@ -23,6 +23,9 @@ from nemo_axpo.config.load import load_config
 from nemo_axpo.errors import CheckpointError, ConfigError, RunDirectoryError
 from nemo_axpo.importing.convert import import_checkpoint
 from nemo_axpo.importing.torch_dist import TorchDistReader
+from nemo_axpo.models.qwen3_vl import megatron_names
+from nemo_axpo.models.qwen3_vl.hf_model import parameter_shapes
+from nemo_axpo.plan.published import published_config
 
 
 def model_files(path: Path, model) -> Path:
@@ -75,6 +78,17 @@ def test_every_way_to_store_it_comes_out_bit_by_bit(tmp_path, model, layout):
     directory = write_torch_dist(tmp_path / "iter_0000001", megatron_tensors(model, **layout))
     output = import_checkpoint(directory, model_files=model_files(tmp_path / "files", model), output=tmp_path / "hf")
     assert same_weights(output, model)
+
+
+@pytest.mark.parametrize("size", ["2b", "32b"])
+def test_published_sizes_have_one_place_for_every_tensor(size):
+    config = published_config(size)
+    shapes = {name: shape for tensor in megatron_names.megatron_tensors(config) for name, shape in tensor.hf_shapes.items()}
+    expected = parameter_shapes(config)
+    if size == "2b":  # the output projection is the embedding
+        del expected["lm_head.weight"]
+    assert shapes == expected
+    assert sum(len(tensor.hf_shapes) for tensor in megatron_names.megatron_tensors(config)) == len(expected)
 
 
 def test_transformers_loads_it_and_says_the_same(job, untied):

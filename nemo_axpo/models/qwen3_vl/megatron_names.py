@@ -44,7 +44,9 @@ _TOWER_NAMES = (
     (r"^merger\.norm\.", r"merger.patch_norm."),
 )
 """transformers' vision tower to megatron's; the first rule that fits is applied, the other names are the same."""
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 _SHOWN = 20
+"""Names in an error, at most, of each sort."""
 
 
 def _as_it_is(tensor: Tensor) -> list[Tensor]:
@@ -137,7 +139,7 @@ def _text_tensor(placement: Placement, text: Any) -> MegatronTensor:
         shape=merged,
         hf_shapes=placement.hf_shapes,
         num_stacked=text.num_hidden_layers,
-        is_vocabulary="layer" not in placement.name or placement.name == "output_layer.weight",
+        is_vocabulary=placement.name in _VOCABULARY,
     )
 
 
