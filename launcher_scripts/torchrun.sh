@@ -18,22 +18,33 @@ A run is stopped in time by job.max_time: torchrun passes no signal on to its ra
 HELP
 }
 
-nodes='' rank='' gpus='' address='' port=29500
+nodes='' node_rank='' gpus='' address='' port=29500
 while (($#)); do
   case $1 in
     -h | --help) usage; exit 0 ;;
-    --nodes) nodes=${2:?--nodes needs a number}; shift 2 ;;
-    --node-rank) rank=${2:?--node-rank needs a number}; shift 2 ;;
-    --gpus) gpus=${2:?--gpus needs a number}; shift 2 ;;
-    --address) address=${2:?--address needs a host}; shift 2 ;;
-    --port) port=${2:?--port needs a number}; shift 2 ;;
+    --nodes | --node-rank | --gpus | --address | --port)
+      if (($# < 2)); then echo "torchrun.sh: $1 needs a value (see --help)" >&2; exit 2; fi
+      name=${1#--}
+      if [[ $name != address && ! $2 =~ ^[0-9]+$ ]]; then
+        echo "torchrun.sh: $1 must be a number; got $2 (see --help)" >&2
+        exit 2
+      fi
+      declare "${name/-/_}=$2"
+      shift 2 ;;
     --) shift; break ;;
     *) echo "torchrun.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
   esac
 done
-if [[ -z $nodes || -z $rank || -z $gpus || -z $address ]] || (($# == 0)); then
+if [[ -z $nodes || -z $node_rank || -z $gpus || -z $address ]] || (($# == 0)); then
   echo "torchrun.sh: --nodes, --node-rank, --gpus, --address and a command are needed (see --help)" >&2
   exit 2
 fi
-exec torchrun --nnodes "$nodes" --node-rank "$rank" --nproc-per-node "$gpus" \
+if ((node_rank >= nodes)); then
+  echo "torchrun.sh: --node-rank must lie below --nodes; got $node_rank of $nodes: nodes are counted from 0" >&2
+  exit 2
+fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
+[[ -x $python ]] || python=python3
+exec "$python" -m torch.distributed.run --nnodes "$nodes" --node-rank "$node_rank" --nproc-per-node "$gpus" \
   --master-addr "$address" --master-port "$port" -m nemo_axpo.cli "$@"

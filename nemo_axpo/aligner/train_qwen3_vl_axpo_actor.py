@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run by its path, as the NeMo launcher does: the
 
 from omegaconf import OmegaConf
 
+from nemo_axpo.errors import MissingExtraError
 from nemo_axpo.extras import require_extra
 from nemo_axpo.launcher.resolvers import register_resolvers
 from nemo_axpo.open_files import allow_open_files
@@ -51,8 +52,11 @@ def adopt_slurm_ranks() -> None:
 
 
 def main() -> None:
-    """Composes the config with NeMo's ``hydra_runner`` and trains."""
-    require_extra("nemo")
+    """Composes the config with NeMo's ``hydra_runner`` and trains; without NeMo it says how to install it."""
+    try:
+        require_extra("nemo")
+    except MissingExtraError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
     from nemo.core.config import hydra_runner
 
     adopt_slurm_ranks()

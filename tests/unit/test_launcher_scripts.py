@@ -32,6 +32,13 @@ def test_help(path):
         ("pipeline.sh", ["--tiny", "--seed"], "--seed needs a value"),
         ("pipeline.sh", ["--large"], "unknown option --large (see --help)"),
         ("setup_env.sh", ["--what"], "unknown option --what"),
+        ("torchrun.sh", ["--nodes", "two"], "--nodes must be a number; got two"),
+        ("torchrun.sh", ["--nodes"], "--nodes needs a value"),
+        (
+            "torchrun.sh",
+            ["--nodes", "2", "--node-rank", "2", "--gpus", "8", "--address", "h", "--", "train"],
+            "must lie below --nodes; got 2 of 2",
+        ),
         ("test_trtllm.sh", [], "give --write DIR or --server URL (see --help)"),
         ("test_trtllm.sh", ["--server"], "--server needs a value (see --help)"),
     ],
