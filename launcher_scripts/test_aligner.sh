@@ -6,8 +6,9 @@ usage() {
   cat <<'HELP'
 usage: launcher_scripts/test_aligner.sh [--vllm] [PYTEST ARGUMENT]...
 
-Installs NeMo-Aligner 0.7.0, nemo-toolkit 2.4.1 and what they need into .venv-aligner, then runs ReinforceTrainer.fit on two
-gloo ranks: rollouts with tool calls, resampling, optimizer steps, validation, save, load. No GPU is needed.
+Installs NeMo-Aligner 0.7.0, nemo-toolkit 2.4.1 and what they need into .venv-aligner, then runs ReinforceTrainer.fit on
+one, two and four gloo ranks: rollouts with tool calls, resampling, optimizer steps, validation, save, stop, resume; data,
+tensor and pipeline parallelism. No GPU is needed.
 
   --vllm      also with rollouts from vLLM servers, which run in .venv-vllm (another version of transformers); the
               outcome of the tests with servers goes to benchmarks/results/engines/aligner_cpu.json
