@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def experiment(options: argparse.Namespace, words: Sequence[str]) -> int:
     """One experiment of one job."""
+    _require_nemo_run()
     import nemo_run as run
 
     is_local = options.executor == "local"
@@ -198,6 +200,15 @@ def _request(options: argparse.Namespace, words: Sequence[str]) -> JobRequest:
         raise ConfigError(rule_message("an experiment has a trainer or an evaluation", got=words[0], cure=cure))
     check_place(request)
     return request
+
+
+def _require_nemo_run() -> None:
+    """MissingExtraError with the install line."""
+    if importlib.util.find_spec("nemo_run") is None:
+        from nemo_axpo.errors import MissingExtraError
+
+        line = "pip install nemo_run==0.11.1 leptonai==0.27.3, or use `nemo-axpo submit`, which needs neither"
+        raise MissingExtraError(f"this script needs NeMo-Run, which is not installed: {line}")
 
 
 def _told(function: Any) -> int:

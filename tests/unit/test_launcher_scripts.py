@@ -59,6 +59,17 @@ def test_an_old_python_is_refused_with_the_cure(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_the_nemo_run_script_says_how_nemo_run_is_installed():
+    words = ["--executor", "local", "--dry-run", "--", "sft"]
+    program = (
+        "import runpy, sys; sys.modules['nemo_run'] = None; sys.argv[:] = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, str(ROOT / "launcher_scripts" / "nemo_run_job.py"), *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "not installed: pip install nemo_run==0.11.1" in done.stderr, done.stderr
+
+
 def test_the_launchers_stage_needs_the_launcher():
     command = [sys.executable, ROOT / "launcher_scripts" / "main.py", "stages=[axpo]", "launcher_scripts_path=/nowhere"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
