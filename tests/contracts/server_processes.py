@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Self
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+sys.path.append(str(HERE.parent))
+
+from forked import ForkedProcess
 
 
 class ServerProcess:
     """``python <script> --port <port> …`` in ``tests/contracts``; leaves with the block."""
 
     def __init__(self, script: str, *arguments: str, port: int = 0) -> None:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / script), "--port", str(port), *arguments],
-            stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        self._process = ForkedProcess(HERE / script, "--port", str(port), *arguments)
         self._port: int | None = None
 
     @property
     def port(self) -> int:
         """Waits until the server listens."""
         if self._port is None:
-            line = self._process.stdout.readline()
+            line = self._process.output.readline()
             assert line, f"the server ended with exit status {self._process.wait()}"
             self._port = int(line)
         return self._port
@@ -45,7 +41,6 @@ class ServerProcess:
     def kill(self) -> None:
         """At once, as a machine that loses power."""
         self._process.kill()
-        self._process.wait()
 
     def freeze(self) -> None:
         """Connections stay open and nothing is answered."""
@@ -59,4 +54,4 @@ class ServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        self._process.stdout.close()
+        self._process.output.close()

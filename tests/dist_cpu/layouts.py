@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from forked import run_ranks
 from tiny_qwen3_vl import tiny_config, tiny_model
 
 from nemo_axpo.actors.megatron_setup import ParallelLayout
@@ -85,10 +87,7 @@ def save_checkpoints(directory: Path) -> dict[str, Path]:
 
 def launch(checkpoints: Iterable[Path], names: Sequence[str], *, num_ranks: int) -> None:
     """Runs the step under all layouts ``names`` in one job; results lie beside the checkpoints."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    command += [str(WORKER), *names, "--", *map(str, checkpoints)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    job = run_ranks(num_ranks, WORKER, *names, "--", *checkpoints)
     assert job.returncode == 0, job.stderr[-3000:]
 
 

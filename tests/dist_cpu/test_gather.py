@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
+from forked import ForkedProcess
 from gather_worker import NUM_STEPS, alone, axpo, random_scores
 
 WORKER = Path(__file__).parent / "gather_worker.py"
@@ -22,16 +21,12 @@ def ranks(request, tmp_path_factory) -> list[dict]:
     """What every rank of a job of 2 and of 4 came to know."""
     directory, size = tmp_path_factory.mktemp("gather"), request.param
     outputs = [directory / f"{rank}.json" for rank in range(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(size), str(directory / "store"), str(output)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
+        ForkedProcess(WORKER, str(rank), str(size), directory / "store", output, log=output.with_suffix(".log"))
         for rank, output in enumerate(outputs)
-    ]  # fmt: skip
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert not any(worker.returncode for worker in workers), errors
+    ]
+    statuses = [worker.wait(120) for worker in workers]
+    assert not any(statuses), [output.with_suffix(".log").read_text() for output in outputs]
     return [json.loads(output.read_text()) for output in outputs]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])]
 
+from forked import run_ranks
 from tiny_qwen3_vl import tiny_config, tiny_model
 
 from nemo_axpo.actors.memory import MemorySettings
@@ -37,10 +36,8 @@ def measured(tmp_path_factory) -> dict[str, list[dict]]:
     """Per layout what either rank found."""
     path = tmp_path_factory.mktemp("tied")
     tiny_model(tiny_config(tied=True, layers=4)).save_pretrained(path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
-    command += [*(f"{name}={','.join(map(str, values))}" for name, values in LAYOUTS.items()), "--", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    layouts = [f"{name}={','.join(map(str, values))}" for name, values in LAYOUTS.items()]
+    run = run_ranks(2, WORKER, *layouts, "--", path)
     assert run.returncode == 0, run.stderr[-3000:]
     return {name: [torch.load(path / f"{name}.{rank}.pt") for rank in (0, 1)] for name in LAYOUTS}
 

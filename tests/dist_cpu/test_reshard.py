@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "unit"), str(Path(__file__).parents[1])]
 
+from forked import run_ranks
 from megatron.core import dist_checkpointing
 from reshard_worker import load_and_train, train_and_save
 from tiny_qwen3_vl import tiny_config, tiny_model
@@ -27,10 +26,7 @@ def reshard(path: Path, layouts: dict[str, str], *, tied: bool, one: str = ONE) 
     stores.mkdir()
     tiny_model(tiny_config(tied=tied, layers=4)).save_pretrained(checkpoint)
     alone = train_and_save(checkpoint, one, store=stores / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER)]
-    command += [str(checkpoint), str(stores), *(f"{name}={values}" for name, values in layouts.items())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    run = run_ranks(2, WORKER, checkpoint, stores, *(f"{name}={values}" for name, values in layouts.items()))
     assert run.returncode == 0, run.stderr[-3000:]
     results = torch.load(stores / "results.pt")
     for name in ("one", *layouts):

@@ -6,17 +6,16 @@ The servers speak vLLM's protocol and sample with the hf engine (``vllm_protocol
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import httpx2
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
+sys.path[:0] = [str(Path(__file__).parents[1] / "contracts"), str(Path(__file__).parents[1])]
 
 from engine_suite import TOLERANCE
+from forked import ForkedProcess
 from server_processes import ServerProcess
 
 WORKER = Path(__file__).parent / "shared_servers_worker.py"
@@ -33,14 +32,13 @@ def job(tmp_path_factory) -> tuple[list[dict], list[list]]:
     with ServerProcess(SERVER) as shared, ServerProcess(SERVER) as own:
         servers = [str(own.pid), shared.url, own.url]
         workers = [
-            subprocess.Popen(
-                [sys.executable, str(WORKER), str(rank), str(NUM_RANKS), str(directory / "store"), str(output), *servers],
-                env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+            ForkedProcess(
+                WORKER, str(rank), str(NUM_RANKS), directory / "store", output, *servers, log=output.with_suffix(".log")
             )
             for rank, output in enumerate(outputs)
-        ]  # fmt: skip
-        errors = [worker.communicate(timeout=120)[1] for worker in workers]
-        assert not any(worker.returncode for worker in workers), errors
+        ]
+        statuses = [worker.wait(120) for worker in workers]
+        assert not any(statuses), [output.with_suffix(".log").read_text() for output in outputs]
         log = httpx2.get(f"{shared.url}/log").json()
     return [json.loads(output.read_text()) for output in outputs], log
 

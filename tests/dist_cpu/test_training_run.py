@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from tiny_runs import AXPO, RUN, evaluation, metrics, run_ranks, succeed, train, trees
+from tiny_runs import AXPO, RUN, evaluation, fork_ranks, metrics, run_ranks, succeed, train, trees
 
 LAYOUTS = {"tp2": ("actor.tensor_parallel=2",), "dp2": (), "pp3": ("actor.pipeline_parallel=3",)}
 ALWAYS = ("tp2", "dp2")
@@ -40,7 +40,7 @@ def shared(request, study, checkpoint):
     """The same run on two ranks, or on a pipeline of three stages."""
     settings = [f"model.path={checkpoint}", *RUN, *AXPO, *LAYOUTS[request.param]]
     num_ranks = 3 if request.param == "pp3" else 2
-    result = run_ranks(num_ranks, "train", "--output-dir", study / request.param, *settings)
+    result = fork_ranks(num_ranks, "train", "--output-dir", study / request.param, *settings)
     assert result.returncode == 0, result.stderr[-3000:]
     return study / request.param, result
 
@@ -79,7 +79,7 @@ def test_bytes_between_ranks_are_reported(shared):
 
 
 def test_another_process_may_not_use_the_directory_meanwhile(alone, checkpoint):
-    """The main rank's refusal ends the job, with its reason."""
+    """The main rank's refusal ends torchrun's job, with its reason."""
     result = run_ranks(2, "train", "--output-dir", alone, f"model.path={checkpoint}", *RUN, *AXPO)
     assert isinstance(result, subprocess.CompletedProcess) and result.returncode != 0
     assert "--resume" in result.stderr

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from safetensors.torch import load_file
-from tiny_runs import AXPO, NUM_STEPS, RUN, evaluation, metrics, reproducible, run_program, train, trees
+from tiny_runs import AXPO, NUM_STEPS, RUN, evaluation, metrics, reproducible, train, trees
 
 from nemo_axpo.actors import cpu_shim
 from nemo_axpo.journal import verify_journal
@@ -19,33 +21,7 @@ cpu_shim.install()
 # isort: split
 from megatron.core import dist_checkpointing
 
-KILLED = """
-import os, signal, sys
-from nemo_axpo import cli, loop
-from nemo_axpo.actors.actor import Actor
-from nemo_axpo.checkpoints.sharded_files import ShardedSave
-
-moment, arguments = sys.argv[1], sys.argv[2:]
-calls = 0
-
-def dies(function, after):
-    def call(*args, **options):
-        global calls
-        calls += 1
-        result = function(*args, **options)
-        if calls == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return call
-
-if moment == "between the optimizer steps of step 2":
-    Actor.update = dies(Actor.update, after=3)
-elif moment == "while the checkpoint of step 2 is written":
-    ShardedSave.write = dies(ShardedSave.write, after=2)
-elif moment == "before the first checkpoint":
-    loop.TrainingLoop.explore = dies(loop.TrainingLoop.explore, after=1)
-sys.exit(cli.main(arguments))
-"""
+KILLED = Path(__file__).parent / "killed_run.py"
 
 
 def assert_same_run(run, *, uninterrupted):
@@ -81,7 +57,7 @@ def read_sharded(path):
 def test_killed_and_resumed(axpo, checkpoint, tmp_path, moment):
     run = tmp_path / "run"
     settings = [f"model.path={checkpoint}", *RUN, *AXPO]
-    killed = run_program(KILLED, moment, "train", "--output-dir", run, *settings)
+    killed = run_forked(KILLED, moment, "train", "--output-dir", run, *settings)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (run / "hf").exists()
     train(run, *AXPO, checkpoint=checkpoint, resume=True)

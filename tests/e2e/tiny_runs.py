@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+import forked
+
 from nemo_axpo.cli import main
 
 WARM_START = (
@@ -75,11 +79,6 @@ def train(output_dir: Path, *settings: str, checkpoint: Path, resume: bool = Fal
     return output_dir
 
 
-def run_program(program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program in a process of its own."""
-    return _run([sys.executable, "-c", program, *map(str, arguments)])
-
-
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs the command in a process of its own."""
     return _run([sys.executable, "-m", "nemo_axpo.cli", *map(str, arguments)])
@@ -89,6 +88,11 @@ def run_ranks(num_ranks: int, *arguments: str | Path) -> subprocess.CompletedPro
     """Runs the command in several ranks under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     return _run([sys.executable, *torchrun, "-m", "nemo_axpo.cli", *map(str, arguments)])
+
+
+def fork_ranks(num_ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The same without torchrun, and without its seconds; what the ranks say is stdout and stderr alike."""
+    return forked.run_ranks(num_ranks, forked.COMMAND, *arguments)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

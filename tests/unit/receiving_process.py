@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import os
 from multiprocessing.connection import Connection
 
 import torch
+from forked import context
 
 from nemo_axpo.engines.base import EngineError
 from nemo_axpo.engines.fleet.protocol import ServerDownError
@@ -89,9 +89,8 @@ class ReceivingProcess:
         self._restart()
 
     def _restart(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs,), daemon=True)
+        self._connection, theirs = context().Pipe()
+        self._process = context().Process(target=_run, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 
