@@ -2,7 +2,7 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # What the default suite leaves out: it needs time, a device or a package of its own.
-default_markers="not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run and not megatron_bridge"
+default_markers="not slow and not gpu and not vllm and not trtllm and not nemo and not launcher and not nemo_run"
 
 answer_help() { # answer_help ARGUMENT...: prints the usage and ends the script where -h or --help is among them
   local argument

@@ -7,8 +7,7 @@ usage() {
 usage: launcher_scripts/test.sh [PYTEST ARGUMENT]...
 
 Installs into .venv where needed, checks the style with ruff, then runs pytest with the arguments given. Tests marked
-slow, gpu, vllm, trtllm, nemo, launcher, nemo_run or megatron_bridge are left out unless a marker expression of your own (-m)
-asks for them.
+slow, gpu, vllm, trtllm, nemo, launcher or nemo_run are left out unless a marker expression of your own (-m) asks for them.
 
   launcher_scripts/test.sh                     the default suite
   launcher_scripts/test.sh -m slow             the slow tests

@@ -26,7 +26,7 @@ def files(request, tmp_path) -> Path:
 
 
 def test_they_are_here():
-    assert len(ARCHIVES) == 2
+    assert len(ARCHIVES) == 3
 
 
 def test_they_are_what_was_converted(files):
