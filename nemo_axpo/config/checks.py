@@ -194,7 +194,7 @@ def _device_problems(config: Config) -> Iterator[str]:
         yield rule_message(
             "device=cuda needs a CUDA build of torch and a visible GPU",
             got="torch.cuda.is_available() is False",
-            cure="choose device=cpu, or install a CUDA build of torch (requirements in README.md)",
+            cure="choose device=cpu, or install one (launcher_scripts/setup_env.sh --device cuda)",
         )
 
 
