@@ -50,11 +50,15 @@ def initialize(
 ) -> None:
     """Creates the process group and megatron's groups for ``layout`` (once per process) and seeds every generator.
 
-    ``timeout_s``: a rank that waits longer for another one ends the job.
+    ``timeout_s``: a rank that waits longer for another one ends the job. With tensor parallelism kernels are queued in one
+    connection unless the environment says otherwise: megatron's layers count on it to compute while they exchange
+    (``LinearWithGradAccumulationAndAsyncCommunication``).
 
     ValueError where the layout does not divide the ranks, or differs from the one this process already has.
     """
     cpu_shim.install()
+    if layout.tensor_parallel > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if not dist.is_initialized():
         _init_process_group(device, timeout=datetime.timedelta(seconds=timeout_s))
     if parallel_state.model_parallel_is_initialized():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -41,7 +43,20 @@ def test_random_states_are_forked():
         assert torch.equal(torch.rand(4), first)
 
 
-def test_layout_that_does_not_divide_the_ranks():
+@pytest.mark.parametrize(("tensor_parallel", "before", "after"), [(1, None, None), (2, None, "1"), (2, "32", "32")])
+def test_tensor_parallel_layers_get_one_connection(tensor_parallel, before, after, monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", before or "")
+    if before is None:
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    monkeypatch.setattr(megatron_setup, "_init_model_parallel", lambda *_, **options: None)
+    monkeypatch.setattr(megatron_setup, "_seed_generators", lambda seed: None)
+    megatron_setup.shutdown()
+    megatron_setup.initialize(ParallelLayout(tensor_parallel), device=torch.device("cpu"), seed=0)
+    assert os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS") == after
+
+
+def test_layout_that_does_not_divide_the_ranks(monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     megatron_setup.shutdown()
     with pytest.raises(ValueError, match=r"got 2 · 1 with 1 ranks: start 2 ranks"):
         megatron_setup.initialize(ParallelLayout(tensor_parallel=2), device=torch.device("cpu"), seed=0)
@@ -77,5 +92,7 @@ def test_a_cpu_is_refused_where_megatron_sees_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     megatron_setup.check_device(torch.device("cuda"))
-    with pytest.raises(ValueError, match=r"device=cpu needs a process that sees no GPU; got 2 visible: set device=cuda"):
+    with pytest.raises(
+        ValueError, match=r"device=cpu needs a process that sees no GPU; got 2 visible: set device=cuda"
+    ):
         megatron_setup.check_device(torch.device("cpu"))

@@ -89,12 +89,24 @@ def test_auto_packs_for_a_kernel_only_where_there_is_one(monkeypatch):
     assert packing_form("auto", device=cpu, dtype=torch.bfloat16) == "padded"
     assert packing_form("auto", device=cuda, dtype=torch.float32) == "padded"
     assert packing_form("thd", device=cpu, dtype=torch.float32) == "thd"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(thd_attention, "_is_usable", lambda *_: True)
     assert packing_form("auto", device=cuda, dtype=torch.bfloat16) == "thd"
     assert thd_attention.choose_kernel(cuda, dtype=torch.bfloat16) is thd_attention.transformer_engine
     monkeypatch.setattr(thd_attention, "_is_usable", lambda module, *_: module == "flash_attn")
     assert thd_attention.choose_kernel(cuda, dtype=torch.bfloat16) is thd_attention.flash_attention
     monkeypatch.setattr(thd_attention, "_is_usable", lambda *_: False)
+    assert packing_form("auto", device=cuda, dtype=torch.bfloat16) == "padded"
+
+
+def test_an_a100_attends_by_transformer_engine_only_with_flash_attn(monkeypatch):
+    cuda, installed = torch.device("cuda"), {"transformer_engine.pytorch", "flash_attn", "torch.nn.attention.varlen"}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(thd_attention, "_is_usable", lambda module, *_: module in installed)
+    assert thd_attention.choose_kernel(cuda, dtype=torch.bfloat16) is thd_attention.transformer_engine
+    installed.remove("flash_attn")
+    assert thd_attention.choose_kernel(cuda, dtype=torch.bfloat16) is thd_attention.torch_varlen
+    installed.remove("torch.nn.attention.varlen")
     assert packing_form("auto", device=cuda, dtype=torch.bfloat16) == "padded"
 
 

@@ -1,7 +1,7 @@
 """Attention over :class:`ThdRows` by a variable-length kernel: no padding, no mask, and only the queries that are new.
 
-Three libraries bring such a kernel for CUDA; the first one installed is used. All align the causal mask with the end of
-a segment, so that the queries of a row, its last positions, see its shared beginning::
+Three libraries bring such a kernel for CUDA; the first one that is installed and has it for the GPU is used. All align the
+causal mask with the end of a segment, so that the queries of a row, its last positions, see its shared beginning::
 
     keys      a b d e       d sees a b d
     queries       d e       e sees a b d e
@@ -46,7 +46,7 @@ def choose_kernel(device: torch.device, *, dtype: torch.dtype) -> VarlenKernel:
     """The first fast kernel that is installed and computes ``dtype`` on ``device``, else the plain one."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         for kernel, module, name, argument in _FAST_KERNELS:
-            if _is_usable(module, name, argument):
+            if _is_usable(module, name, argument) and not (kernel is transformer_engine and _te_lacks_kernel(device)):
                 return kernel
     return segment_by_segment
 
@@ -127,10 +127,11 @@ def torch_varlen(query: Tensor, key: Tensor, value: Tensor, *, rows: ThdRows, sc
     )
 
 
+_FLASH_ATTENTION = ("flash_attn", "flash_attn_varlen_func", "block_table")
 # Where each kernel is found, and an argument that versions without what is needed here do not have.
 _FAST_KERNELS: tuple[tuple[VarlenKernel, str, str, str], ...] = (
     (transformer_engine, "transformer_engine.pytorch", "DotProductAttention", "softmax_scale"),
-    (flash_attention, "flash_attn", "flash_attn_varlen_func", "block_table"),
+    (flash_attention, *_FLASH_ATTENTION),
     (torch_varlen, "torch.nn.attention.varlen", "varlen_attn", "enable_gqa"),
 )
 
@@ -153,6 +154,14 @@ def _te_module(num_heads: int, num_groups: int, head_dim: int, scale: float | No
         attention_type="cross",
         softmax_scale=scale,
     )
+
+
+def _te_lacks_kernel(device: torch.device) -> bool:
+    """Whether Transformer Engine has no kernel for segments: cuDNN's needs compute capability 9, the other is flash-attn's.
+
+    Source: ``nvte_get_fused_attn_backend`` and ``get_attention_backend``.
+    """
+    return torch.cuda.get_device_capability(device) < (9, 0) and not _is_usable(*_FLASH_ATTENTION)
 
 
 @functools.cache
