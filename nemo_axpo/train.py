@@ -85,7 +85,7 @@ class Trainer:
             await self._parts.close()
 
     async def _steps(self, done: int, *, log: MetricsLog | None, journal: Journal | None) -> bool:
-        """Whether the run stopped before its last step."""
+        """Whether the run stopped early: after its last step, too, whose evaluation may take as long as a step."""
         train, num_questions = self._config.train, self._config.data.num_questions_per_step
         name = self._run.path.name
         self._progress.start(name, total=train.num_steps, done=done)
@@ -104,9 +104,8 @@ class Trainer:
             if journal:
                 journal_step(journal, step.experience, number=number, num_questions=num_questions)
             self._progress.update(name, step=number, metrics=metrics)
-            is_last = number == train.num_steps
-            reason = None if is_last else self._stop.after_step(self._replicas)
-            if is_last or reason or (train.checkpoint_every and number % train.checkpoint_every == 0):
+            reason = self._stop.after_step(self._replicas)
+            if reason or number == train.num_steps or (train.checkpoint_every and number % train.checkpoint_every == 0):
                 self._checkpoints.save(number)
             if reason:
                 break
