@@ -80,6 +80,20 @@ PATHS = (
         cpu=("tests/e2e/test_vllm_training.py::test_two_replicas_share_a_server",),
     ),
     EnginePath(
+        "vllm_server",
+        "NeMo-Aligner's fit on two ranks, servers in another environment: one for each, then one for both",
+        cpu=tuple(
+            f"tests/aligner/test_aligner_vllm.py::{test}"
+            for test in (
+                "test_every_step_samples_calls_tools_resamples_and_trains",
+                "test_a_tools_picture_is_among_what_is_trained",
+                "test_servers_and_trainer_agree_on_every_token",
+                "test_every_update_is_pushed_and_proven",
+                "test_a_server_for_each_replica_then_one_for_both",
+            )
+        ),
+    ),
+    EnginePath(
         "fleet",
         "the whole contract over three engines in one process",
         cpu=(f"{CONTRACTS}test_fleet_engine.py::TestFleetEngine",),
@@ -116,6 +130,19 @@ PATHS = (
         "trtllm",
         "training steps with rollouts from two such servers, one of them killed",
         cpu=(f"{CONTRACTS}test_trtllm_training.py::test_training_goes_on_without_a_killed_server",),
+    ),
+    EnginePath(
+        "trtllm",
+        "NeMo-Aligner's entry script with trt_llm.enable=True on two such servers; what they cannot do is refused",
+        cpu=tuple(
+            f"tests/aligner/test_aligner_trtllm.py::{test}"
+            for test in (
+                "test_every_step_samples_on_the_servers_resamples_and_trains",
+                "test_the_update_is_refitted_and_proven",
+                "test_the_tool_returns_pictures_that_the_servers_are_shown",
+                "test_what_a_server_cannot_do_is_refused_before_training",
+            )
+        ),
     ),
     EnginePath(
         "trtllm",

@@ -45,7 +45,7 @@ def command_line() -> str:
     """As it was typed; a path outside of the repository is left out, as it says nothing elsewhere."""
     program, *arguments = sys.argv
     threads = os.environ.get("OMP_NUM_THREADS")
-    shown = shlex.join(["python", _shown(program), *map(_shown, arguments)])
+    shown = shlex.join(["python", *map(shown_path, (program, *arguments))])
     return f"OMP_NUM_THREADS={threads} {shown}" if threads else shown
 
 
@@ -92,7 +92,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _shown(argument: str) -> str:
+def shown_path(argument: str) -> str:
+    """An argument of a command line as a result shows it."""
     path = Path(argument)
     if not path.is_absolute():
         return argument

