@@ -19,6 +19,7 @@ from nemo_axpo.algorithms.base import Algorithm, get_algorithm
 from nemo_axpo.config.checks import algorithm_arguments, layer_settings, memory_arguments
 from nemo_axpo.config.schema import BenchmarksConfig, Config, RolloutConfig
 from nemo_axpo.data.chat import ChatRenderer
+from nemo_axpo.data.image_sizes import ImageSizes
 from nemo_axpo.data.images import ImageStore, load_image_processor
 from nemo_axpo.data.questions import FILES
 from nemo_axpo.data.row_cost import RowCostModel, row_cost_model
@@ -39,6 +40,7 @@ from nemo_axpo.rewards.build import build_verifiers
 from nemo_axpo.rollouts.agent import Agent
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.producer import Producer
+from nemo_axpo.rollouts.prompt_meter import PromptMeter
 from nemo_axpo.tools.agent_prompt import read_instructions
 from nemo_axpo.tools.build import build_tool
 from nemo_axpo.tools.executor import ToolExecutor
@@ -87,13 +89,31 @@ def build_workbench(config: Config, *, checkpoint: str | Path) -> Workbench:
     check_tokenizer(tokenizer, hf_config=hf_config)
     check_weights(checkpoint, hf_config=hf_config)
     images = ImageStore(image_processor)
-    registry = ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
+    registry = _tool_registry(config, images=images)
     limits = call_limits(config.tools, registry.names)
     tools = ToolExecutor(registry, limits=limits, max_error_chars=config.tools.max_error_chars)
-    instructions = read_instructions(config.tools.instructions, tool_names=registry.names)
-    renderer = ChatRenderer(tokenizer, images, tool_schemas=registry.schemas, instructions=instructions)
+    renderer = _renderer(config, tokenizer=tokenizer, images=images, registry=registry)
     verifiers = build_verifiers(config.rewards)
     return Workbench(Path(checkpoint), hf_config, image_processor, images, renderer, tools, verifiers)
+
+
+def build_prompt_meter(config: Config, *, checkpoint: str | Path) -> PromptMeter:
+    """Measures prompts as training renders them; of the checkpoint, tokenizer and image processor are enough."""
+    image_processor, tokenizer = load_image_processor(checkpoint), load_tokenizer(checkpoint)
+    registry = _tool_registry(config, images=ImageStore(image_processor))
+    renderer = _renderer(config, tokenizer=tokenizer, images=ImageSizes(image_processor), registry=registry)
+    return PromptMeter(renderer, limits=_rollout_limits(config.rollout))
+
+
+def _tool_registry(config: Config, *, images: ImageStore) -> ToolRegistry:
+    return ToolRegistry(build_tool(name, config=config.tools, images=images) for name in config.tools.names)
+
+
+def _renderer(
+    config: Config, *, tokenizer: Any, images: ImageStore | ImageSizes, registry: ToolRegistry
+) -> ChatRenderer:
+    instructions = read_instructions(config.tools.instructions, tool_names=registry.names)
+    return ChatRenderer(tokenizer, images, tool_schemas=registry.schemas, instructions=instructions)
 
 
 def build_questions(config: Config, *, stream: str, seed: int, images: ImageStore) -> QuestionSource:

@@ -13,7 +13,8 @@ from pathlib import Path
 from nemo_axpo.actors.memory import MemorySettings
 from nemo_axpo.actors.precision import Fp8Settings, LayerSettings
 from nemo_axpo.algorithms.base import get_algorithm
-from nemo_axpo.config.schema import Config
+from nemo_axpo.config.schema import BenchmarksConfig, Config, RolloutConfig
+from nemo_axpo.engines.names import SERVER_ENGINES
 from nemo_axpo.errors import ConfigError, rule_message
 from nemo_axpo.extras import has_extra
 from nemo_axpo.importing.location import cure_of
@@ -42,6 +43,7 @@ def config_problems(config: Config, *, world_size: int) -> list[str]:
         *_algorithm_problems(config),
         *config.data.problems(),
         *_length_problems(config),
+        *_patience_problems(config, section=config.rollout, name="rollout"),
         *_layout_problems(config, world_size=world_size),
         *config.actor.problems(),
         *_memory_problems(config),
@@ -72,6 +74,7 @@ def check_benchmarks(config: Config) -> None:
 
 def _benchmark_problems(config: Config) -> Iterator[str]:
     section, engine = config.benchmarks, config.engine
+    yield from _patience_problems(config, section=section, name="benchmarks")
     if section.max_row_tokens > engine.max_model_len:
         yield rule_message(
             "benchmarks.max_row_tokens must not exceed engine.max_model_len",
@@ -143,6 +146,14 @@ def _length_problems(config: Config) -> Iterator[str]:
             got=f"{config.actor.micro_batch_tokens} < {rollout.max_row_tokens}",
             cure="raise the first or lower the second",
         )
+
+
+def _patience_problems(config: Config, *, section: RolloutConfig | BenchmarksConfig, name: str) -> Iterator[str]:
+    """A request to a server that hangs must be given up, and its rollout be lost, before the rollout's time is over."""
+    timeout_s, limit_s = config.engine.request_timeout_s, section.max_time_s
+    if config.engine.name in SERVER_ENGINES and timeout_s >= limit_s:
+        rule = f"engine.request_timeout_s must be below {name}.max_time_s, or a server that hangs makes rollouts wrong, not lost"
+        yield rule_message(rule, got=f"{timeout_s:g} >= {limit_s:g}", cure="lower the first or raise the second")
 
 
 def _layout_problems(config: Config, *, world_size: int) -> Iterator[str]:

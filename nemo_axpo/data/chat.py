@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from nemo_axpo.data.image_sizes import ImageSizes
 from nemo_axpo.data.images import ImageStore
 from nemo_axpo.data.vocabulary import TOKEN_TEXT, SpecialTokens
 from nemo_axpo.types import ImageId, ImagePart, Message, Question, RenderedTokens, TextPart, ToolResult
@@ -28,7 +29,12 @@ class ChatRenderer:
     """Renders with the tokenizer's chat template, tools in the system turn, thinking opened for the model."""
 
     def __init__(
-        self, tokenizer: Any, image_store: ImageStore, *, tool_schemas: Sequence[dict] = (), instructions: str = ""
+        self,
+        tokenizer: Any,
+        image_store: ImageStore | ImageSizes,
+        *,
+        tool_schemas: Sequence[dict] = (),
+        instructions: str = "",
     ) -> None:
         """``tool_schemas``: OpenAI function-calling dicts. ``instructions``: system text before the tools.
 

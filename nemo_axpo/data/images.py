@@ -70,11 +70,7 @@ class ImageStore:
 
         ValueError for an image that is too elongated for the image processor.
         """
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            raise ValueError(
-                f"the longer side of an image may be at most {MAX_ASPECT_RATIO} times the shorter one; got "
-                f"{image.width} x {image.height} pixels: crop it, or drop the question from the data"
-            )
+        check_aspect_ratio(image)
         rgb = upright_rgb(image)
         image_id = hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).hexdigest()
         self._images.setdefault(image_id, rgb)
@@ -133,6 +129,15 @@ class ImageStore:
         for image_id in image_ids:
             self._images.pop(image_id, None)
             self._features.pop(image_id, None)
+
+
+def check_aspect_ratio(image: Image.Image) -> None:
+    """ValueError for an image that is too elongated for the image processor."""
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(
+            f"the longer side of an image may be at most {MAX_ASPECT_RATIO} times the shorter one; got "
+            f"{image.width} x {image.height} pixels: crop it, or drop the question from the data"
+        )
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -70,7 +70,7 @@ class QuestionRecord:
         return "\n".join(part for message in self.messages for part in message.parts if isinstance(part, str))
 
     def to_question(self, images: ImageStore) -> Question:
-        """The question as a run asks it, its images decoded into ``images``. DataError for an image that is broken."""
+        """The question as a run asks it, its images decoded and given to ``images.add``. DataError for an image that is broken."""
         ids = [_store(source, images=images) for source in self.images]
         messages = tuple(
             Message(

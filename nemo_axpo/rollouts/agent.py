@@ -13,6 +13,7 @@ from functools import cached_property
 
 from nemo_axpo.data.chat import ChatRenderer
 from nemo_axpo.engines.base import Engine, EngineError
+from nemo_axpo.errors import rule_message
 from nemo_axpo.rewards.extraction import extract_answer
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.seeds import ORIGINAL, turn_seed
@@ -33,6 +34,10 @@ from nemo_axpo.types import (
 
 logger = logging.getLogger(__name__)
 _NOTHING = Completion((), (), "prefix", 0)
+_TOO_LONG_CURE = (
+    "start a run with a higher limit, or without such questions: `nemo-axpo check-data` with model.path finds them all, and "
+    "its kept.jsonl as data.files[].keep leaves them out (--resume takes neither change: both decide what was sampled)"
+)
 
 
 class PromptTooLongError(ValueError):
@@ -180,11 +185,11 @@ class Agent:
         return extract_answer(self._renderer.decode(spoken), needs_block=self._needs_answer_block)
 
     def _check_room(self, job: RolloutJob) -> None:
-        if len(job.prompt.token_ids) >= self._limits.max_row_tokens:
-            raise PromptTooLongError(
-                f"the prompt of question {job.question.question_id!r} has {len(job.prompt.token_ids)} tokens and "
-                f"max_row_tokens is {self._limits.max_row_tokens}: raise it, or drop the question from the data"
-            )
+        num_tokens = len(job.prompt.token_ids)
+        if not self._limits.leaves_room(num_tokens):
+            rule = f"the prompt of question {job.question.question_id!r} must be shorter than max_row_tokens"
+            got = f"{num_tokens} tokens, limit {self._limits.max_row_tokens}"
+            raise PromptTooLongError(rule_message(rule, got=got, cure=_TOO_LONG_CURE))
 
 
 def join_completions(frozen: Completion, sampled: Completion) -> Completion:

@@ -30,3 +30,7 @@ class RolloutLimits:
                 f"max_new_tokens ({self.max_new_tokens}) must not exceed max_row_tokens ({self.max_row_tokens}): a "
                 "turn is part of its row, lower the first or raise the second"
             )
+
+    def leaves_room(self, num_prompt_tokens: int) -> bool:
+        """Whether a row that starts with such a prompt can hold a token of the model."""
+        return num_prompt_tokens < self.max_row_tokens

@@ -83,6 +83,10 @@ def test_parameters_are_counted_from_headers(tiny_checkpoint):
     [
         (("benchmarks.max_row_tokens=161",), "must not exceed engine.max_model_len; got 161 > 160"),
         (("benchmarks.max_row_tokens=150", "benchmarks.max_new_tokens=151"), "benchmarks.max_new_tokens must not exceed"),
+        (
+            ("benchmarks.max_row_tokens=150", "engine=vllm_server", "engine.request_timeout_s=500", "benchmarks.max_time_s=500"),
+            "engine.request_timeout_s must be below benchmarks.max_time_s, .*; got 500 >= 500",
+        ),
         (("benchmarks.max_row_tokens=150", "engine=trtllm"), "benchmarks.presence_penalty must be 0 for engine.name=trtllm"),
     ],
 )  # fmt: skip

@@ -111,6 +111,21 @@ def test_servers_for_every_replica_pass():
     check_config(load_config(["engine=trtllm", urls, "actor.tensor_parallel=2"]), world_size=4)
 
 
+SERVED = "engine.servers=['http://a:1']"
+
+
+@pytest.mark.parametrize("engine", ["vllm_server", "trtllm"])
+def test_a_request_to_a_server_is_given_up_before_its_rollout(engine):
+    overrides = [f"engine={engine}", SERVED, "rollout.max_time_s=500"]
+    (problem,) = problems_of(*overrides, "engine.request_timeout_s=500")
+    assert problem == (
+        "engine.request_timeout_s must be below rollout.max_time_s, or a server that hangs makes rollouts wrong, not lost; "
+        "got 500 >= 500: lower the first or raise the second"
+    )
+    check_config(load_config([*overrides, "engine.request_timeout_s=499.5"]))
+    check_config(load_config(["engine=hf", "rollout.max_time_s=500", "engine.request_timeout_s=500"]))
+
+
 def test_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(checks, "_has_cuda", lambda: False)
     (problem,) = problems_of("device=cuda")

@@ -133,7 +133,7 @@ def test_a_question_without_room_to_answer_is_left_out(tmp_path, caplog):
         settings = CollectSettings(6, 2, seed=0)
         result = asyncio.run(Collector(questions, producer, images=store, log=log, settings=settings).run())
     assert (result.num_attempted, result.num_lost, result.num_too_long, len(store)) == (0, 0, 6, 0)
-    assert "question q3 is left out: the prompt of question 'q3' has" in caplog.text
+    assert "question q3 is left out: the prompt of question 'q3' must be shorter" in caplog.text
 
 
 def test_many_lost_in_a_row_end_it_with_the_cure(tmp_path, caplog):

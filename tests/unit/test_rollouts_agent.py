@@ -18,7 +18,7 @@ from scripted_agent import (
 )
 
 from nemo_axpo.engines.base import EngineError
-from nemo_axpo.rollouts.agent import RolloutJob
+from nemo_axpo.rollouts.agent import PromptTooLongError, RolloutJob
 from nemo_axpo.rollouts.limits import RolloutLimits
 from nemo_axpo.rollouts.seeds import ORIGINAL, turn_seed
 from nemo_axpo.tools.base import ToolUnavailableError
@@ -131,7 +131,8 @@ def test_an_observation_that_fills_the_row_ends_the_rollout():
 
 
 def test_a_prompt_longer_than_the_row_is_refused_with_its_cure():
-    with pytest.raises(ValueError, match="prompt of question 'q7' has .* max_row_tokens is 20: raise it"):
+    message = "prompt of question 'q7' must be shorter than max_row_tokens; got .* tokens, limit 20: .*check-data.*keep"
+    with pytest.raises(PromptTooLongError, match=message):
         roll_out(ScriptedEngine(by_turn(ZOOM)), limits=RolloutLimits(max_new_tokens=10, max_row_tokens=20))
 
 

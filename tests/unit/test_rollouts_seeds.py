@@ -56,3 +56,8 @@ def test_a_turn_fits_its_row():
     with pytest.raises(ValueError, match=r"max_new_tokens \(11\) must not exceed max_row_tokens \(10\)"):
         RolloutLimits(max_new_tokens=11, max_row_tokens=10)
     assert RolloutLimits(max_new_tokens=5, max_row_tokens=10).max_turns == 3
+
+
+def test_a_prompt_leaves_room_for_one_token_at_least():
+    limits = RolloutLimits(max_new_tokens=5, max_row_tokens=10)
+    assert limits.leaves_room(9) and not limits.leaves_room(10)
