@@ -114,7 +114,7 @@ def test_a_failed_run_is_not_queued_again(tmp_path):
 
 @pytest.mark.nemo_run
 def test_an_evaluation_that_the_signal_ended_is_queued_again(tmp_path):
-    job = Job(tmp_path, "eval", *ONE_RANK, "--checkpoint", "/m", "--benchmark", "all", trainer="waits")
+    job = Job(tmp_path, "eval", *ONE_RANK, "--checkpoint", "/m", "--benchmark", "mathvision", trainer="waits")
     os.kill(job.pid_of("trainer"), signal.SIGUSR1)
     status, calls = job.finish()
     assert status == 138 and calls.count("scontrol requeue 7") == 1
