@@ -10,10 +10,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS / "e2e"), str(TESTS / "contracts")]
 
-from tiny_runs import WARM_START, succeed
-
-from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
-from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
+from tiny_runs import warm_start
 
 HEAD_DIM = 32
 """vLLM's attention kernel for CPUs takes no smaller one."""
@@ -35,10 +32,4 @@ def vllm_python(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def served_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that calls the tool, of a width that vLLM takes."""
-    directory = tmp_path_factory.mktemp("served")
-    tokenizer = build_tokenizer()
-    tiny = save_tiny_checkpoint(
-        directory / "tiny", tokenizer=tokenizer, vocab_size=VOCAB_SIZE, seed=0, head_dim=HEAD_DIM
-    )
-    succeed("sft", "--output-dir", directory / "warm_start", f"model.path={tiny}", *WARM_START)
-    return directory / "warm_start" / "hf"
+    return warm_start(tmp_path_factory.mktemp("served"), head_dim=HEAD_DIM)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from tiny_runs import AXPO, RUN, WARM_START, evaluation, metrics, reproducible, run_ranks, succeed
+from tiny_runs import AXPO, RUN, evaluation, metrics, reproducible, run_ranks, warm_start
 
 pytestmark = pytest.mark.nemo
 
@@ -42,8 +42,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(study):
-    succeed("sft", "--output-dir", study / "warm_start", *WARM_START)
-    return study / "warm_start" / "hf"
+    return warm_start(study)
 
 
 @pytest.fixture(scope="module")

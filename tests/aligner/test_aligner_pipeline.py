@@ -13,11 +13,9 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from tiny_runs import AXPO, RUN, WARM_START, evaluation, metrics, reproducible, run_ranks, succeed
+from tiny_runs import AXPO, RUN, evaluation, metrics, reproducible, run_ranks, succeed, warm_start
 
 from nemo_axpo.journal import verify_journal
-from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
-from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
 
 pytestmark = pytest.mark.nemo
 
@@ -34,11 +32,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(study):
     """A warm start of four layers, which two stages share."""
-    random = save_tiny_checkpoint(
-        study / "random", tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0, num_layers=4
-    )
-    succeed("sft", "--output-dir", study / "warm_start", f"model.path={random}", *WARM_START)
-    return study / "warm_start" / "hf"
+    return warm_start(study, num_layers=4)
 
 
 @pytest.fixture(scope="module")

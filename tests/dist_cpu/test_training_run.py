@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from tiny_runs import AXPO, RUN, evaluation, fork_ranks, metrics, run_ranks, succeed, train, trees
+from tiny_runs import AXPO, RUN, evaluation, fork_ranks, metrics, run_ranks, train, trees, warm_start
 
 LAYOUTS = {"tp2": ("actor.tensor_parallel=2",), "dp2": (), "pp3": ("actor.pipeline_parallel=3",)}
 ALWAYS = ("tp2", "dp2")
@@ -24,10 +24,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(study):
-    from tiny_runs import WARM_START
-
-    succeed("sft", "--output-dir", study / "warm_start", *WARM_START)
-    return study / "warm_start" / "hf"
+    return warm_start(study)
 
 
 @pytest.fixture(scope="module")

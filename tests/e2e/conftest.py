@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import AXPO, WARM_START, succeed, train
+from tiny_runs import AXPO, train, warm_start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,8 +25,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoint(study):
     """A policy that calls the tool in about every second rollout and is sometimes right."""
-    succeed("sft", "--output-dir", study / "warm_start", *WARM_START)
-    return study / "warm_start" / "hf"
+    return warm_start(study)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 
-from tiny_runs import AXPO, NUM_STEPS, RUN, WARM_START, evaluation, metrics, run_command, run_ranks, succeed, trees
+from tiny_runs import AXPO, NUM_STEPS, RUN, evaluation, metrics, run_command, run_ranks, trees, warm_start
 from vllm_server_process import SERVED_MODEL, VllmServerProcess
-
-from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
-from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
 
 pytestmark = pytest.mark.vllm
 
@@ -29,12 +26,7 @@ ENGINE = ("engine=vllm", "engine.vllm.kv_cache_mib=64", "engine.max_num_seqs=32"
 @pytest.fixture(scope="module")
 def vllm_checkpoint(tmp_path_factory):
     """A policy that calls the tool, of a width that vLLM takes."""
-    directory = tmp_path_factory.mktemp("vllm")
-    tiny = save_tiny_checkpoint(
-        directory / "tiny", tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0, head_dim=HEAD_DIM
-    )
-    succeed("sft", "--output-dir", directory / "warm_start", f"model.path={tiny}", *WARM_START)
-    return directory / "warm_start" / "hf"
+    return warm_start(tmp_path_factory.mktemp("vllm"), head_dim=HEAD_DIM)
 
 
 def check_run(run: Path) -> None:

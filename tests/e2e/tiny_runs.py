@@ -18,6 +18,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 import forked
 
 from nemo_axpo.cli import main
+from nemo_axpo.models.qwen3_vl.tiny import save_tiny_checkpoint
+from nemo_axpo.world.tokenizer import VOCAB_SIZE, build_tokenizer
 
 WARM_START = (
     "sft.num_steps=40",
@@ -70,6 +72,21 @@ def succeed(*arguments: str | Path) -> CommandResult:
     result = nemo_axpo(*arguments)
     assert result.status == 0, result.err
     return result
+
+
+def warm_start(directory: Path, **shape: int) -> Path:
+    """Checkpoint of a policy that calls the tool in about every second rollout and is sometimes right.
+
+    ``shape``: of :func:`save_tiny_checkpoint`, for a model of another depth or width than the tiny one.
+    """
+    settings = list(WARM_START)
+    if shape:
+        tiny = save_tiny_checkpoint(
+            directory / "tiny", tokenizer=build_tokenizer(), vocab_size=VOCAB_SIZE, seed=0, **shape
+        )
+        settings.append(f"model.path={tiny}")
+    succeed("sft", "--output-dir", directory / "warm_start", *settings)
+    return directory / "warm_start" / "hf"
 
 
 def train(output_dir: Path, *settings: str, checkpoint: Path, resume: bool = False) -> Path:
