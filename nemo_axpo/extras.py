@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nemo_axpo.errors import MissingExtraError
@@ -25,6 +27,17 @@ EXTRAS: dict[str, Extra] = {
     "trtllm": Extra("tensorrt_llm", "the trtllm engine"),
     "wandb": Extra("wandb", "logging to Weights & Biases"),
 }
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def has_extra(name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 
 from nemo_axpo.config.schema import Config
 from nemo_axpo.errors import rule_message
+from nemo_axpo.extras import installed_versions
 from nemo_axpo.launcher.inputs import missing_inputs
 
 VERSIONS = ("nemo-axpo", "torch", "megatron-core", "transformers", "transformer-engine", "nemo-aligner")
@@ -106,13 +106,7 @@ def problems_of(reports: Sequence[RankReport]) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide numbers."""
-    found = {}
-    for package in VERSIONS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(VERSIONS)
 
 
 def mark_problems(run_dir: Path, *, mark: Path | None) -> Iterator[str]:
